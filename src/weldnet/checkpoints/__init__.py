@@ -1,0 +1,30 @@
+"""Checkpoint files: read them safely, compare them, write them whole or not at all.
+
+Every function here raises `weldnet.errors.CheckpointError`, on one line, for whatever is wrong with a file.
+No file is ever allowed to run code.
+"""
+
+from __future__ import annotations
+
+from weldnet.checkpoints._match import load_into, match_keys, match_model, match_states, validate_finite
+from weldnet.checkpoints._paths import SUFFIXES
+from weldnet.checkpoints._provenance import provenance
+from weldnet.checkpoints._read import file_sha256, load, read_metadata
+from weldnet.checkpoints._save import save
+from weldnet.checkpoints._write import atomic_path, check_writable
+
+__all__ = [
+    "SUFFIXES",
+    "atomic_path",
+    "check_writable",
+    "file_sha256",
+    "load",
+    "load_into",
+    "match_keys",
+    "match_model",
+    "match_states",
+    "provenance",
+    "read_metadata",
+    "save",
+    "validate_finite",
+]
