@@ -47,9 +47,7 @@ def match_keys(states: Mapping[str, Mapping[str, Tensor]]) -> None:
     """
     names = list(states)
     for name in names[1:]:
-        _compare_keys(
-            set(states[name]), list(states[names[0]]), repr(name), repr(names[0]), list(states[name])
-        )
+        _compare_keys(list(states[name]), list(states[names[0]]), repr(name), repr(names[0]))
 
 
 def match_states(states: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -95,8 +93,8 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Copy a state dict into a model, strictly, after `match_model`; a model that does not fit is unchanged.
 
     The model takes the state's dtypes for floating-point tensors, so that a bfloat16 or float64 checkpoint
-    keeps its precision. It keeps its device, its tied tensors and its ``requires_grad`` flags; nothing is shared
-    with the state.
+    keeps its precision. It keeps its device, its tied tensors and its ``requires_grad`` flags; nothing is
+    shared with the state.
 
     Args:
         model: changed in place.

@@ -33,8 +33,8 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         device: where to put the tensors.
 
     Returns:
-        Tensors by name, in the reader's order, with the dtypes of the file and without gradients. Tensors that
-        are tied in a PyTorch file stay tied.
+        Tensors by name, with the dtypes of the file and without gradients. Tensors that are tied in a PyTorch
+        file stay tied.
 
     Raises:
         CheckpointError: the file is missing, damaged, would run code, or is no state dict.

@@ -29,8 +29,8 @@ def save(
     Args:
         state: tensors by key, on any device; not changed.
         path: the output; missing folders are made, an existing file is replaced at the very end.
-        metadata: text to keep with the weights, such as `provenance`; only ``.safetensors`` has a place for it,
-            and there ``format`` is ``pt`` unless given.
+        metadata: text to keep with the weights, such as `provenance`; only ``.safetensors`` has a place for
+            it, and there ``format`` is ``pt`` unless given.
 
     Raises:
         CheckpointError: the path cannot be written, the disk is full, or the state holds something else than
@@ -41,8 +41,12 @@ def save(
     with atomic_path(path) as temporary:
         try:
             _write(_independent(state), temporary, Path(path).suffix, metadata)
+        except KeyError as error:
+            raise CheckpointError(
+                f"{quote(path)}: not written: the format has no {error}; use .pt"
+            ) from error
         except (SafetensorError, RuntimeError) as error:
-            raise CheckpointError(unwritable(path, reason(error))) from error
+            raise CheckpointError(unwritable(path, reason(_origin(error)))) from error
 
 
 def _check_state(
@@ -53,7 +57,7 @@ def _check_state(
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or value.is_meta:
             raise CheckpointError(
-                f"{quote(path)}: not written: {listing([str(key)])} is a {type(value).__name__} without data; "
+                f"{quote(path)}: not written: {listing([str(key)])} is no tensor with data; "
                 "give a state dict: tensors by name"
             )
     for key, text in (metadata or {}).items():
@@ -70,6 +74,14 @@ def _write(state: dict[str, Tensor], file: Path, suffix: str, metadata: Mapping[
     # Through our own stream a full disk is an ordinary error of this process.
     with file.open("wb") as stream:
         torch.save(state, stream)
+
+
+def _origin(error: BaseException) -> BaseException:
+    """Find the OS error behind an error: PyTorch's archive writer covers a full disk with its own complaint."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, OSError):
+        seen = seen.__context__
+    return seen or error
 
 
 def _independent(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

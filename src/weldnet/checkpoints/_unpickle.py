@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,8 +35,10 @@ def read_torch(file: Path, device: torch.device) -> dict[str, Tensor]:
         CheckpointError: the file is damaged, would run code, or holds no state dict.
     """
     try:
-        # Only the zip format can be mapped; the format before PyTorch 1.6 is read into memory.
-        content = torch.load(file, map_location=device, weights_only=True, mmap=_is_zip(file))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            # Only the zip format can be mapped; the format before PyTorch 1.6 is read into memory.
+            content = torch.load(file, map_location=device, weights_only=True, mmap=_is_zip(file))
     except MemoryError:
         raise
     # Whatever a damaged file makes the reader raise, the file is what is wrong.
@@ -98,8 +102,8 @@ def _explain(file: Path, error: Exception) -> str:
 
 
 def _short(error: Exception) -> str:
-    # PyTorch's advice on how to load a file unsafely has no place here.
-    return reason(error).removeprefix("Weights only load failed. ").partition(". ")[0] or type(error).__name__
+    # What PyTorch says here is mostly how to load the file unsafely.
+    return "its pickle is broken" if isinstance(error, pickle.UnpicklingError) else reason(error)
 
 
 def _globals(file: Path) -> list[str]:

@@ -19,13 +19,13 @@ _NAME_BYTES = 255
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file so that it appears whole or not at all.
 
-    Yields a temporary path in the target's folder; the body writes there. At the end the file is flushed to disk
-    and renamed over the target. On any failure, an interrupt included, the temporary file and the folders made
-    for it are removed, and an existing target stays as it was.
+    Yields a temporary path in the target's folder; the body writes there. At the end the file is flushed to
+    disk and renamed over the target. On any failure, an interrupt included, the temporary file and the
+    folders made for it are removed, and an existing target stays as it was.
 
     Args:
-        path: the target; missing folders above it are made. A symbolic link is followed, and the permissions of
-            an existing target are kept.
+        path: the target; missing folders above it are made. A symbolic link is followed, and the permissions
+            of an existing target are kept.
 
     Raises:
         CheckpointError: the target cannot be written, or the disk is full. Other errors of the body pass.
@@ -44,11 +44,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with _reporting(path):
             _make_folders(target.parent, made)
-            _create(temporary)
+            mode = _create(temporary)
         with _reporting(path, only=temporary):
             yield temporary
         with _reporting(path):
-            _finish(temporary, target)
+            _finish(temporary, target, mode)
     except BaseException:
         _remove(temporary, made)
         raise
@@ -62,7 +62,7 @@ def check_writable(path: str | os.PathLike[str], *, suffixes: Collection[str] | 
         suffixes: the extensions it may have, such as `SUFFIXES` for `save`; None for any.
 
     Raises:
-        CheckpointError: the extension is unknown, or the path is a folder, lies below a file, or is protected.
+        CheckpointError: the extension is unknown, or the path is a folder, below a file, or protected.
     """
     check_suffix(path, suffixes)
     probe = _nearest_folder(_resolve(path).parent, path) / _temporary_name()
@@ -89,7 +89,7 @@ def unwritable(path: str | os.PathLike[str], why: str) -> str:
 
 @contextlib.contextmanager
 def _reporting(path: str | os.PathLike[str], *, only: Path | None = None) -> Iterator[None]:
-    """Turn OS errors into a CheckpointError; with `only`, just those that are about that file or about none."""
+    """Turn OS errors into a CheckpointError; with `only`, just those about that file or none."""
     try:
         yield
     except OSError as error:
@@ -113,6 +113,8 @@ def _resolve(path: str | os.PathLike[str]) -> Path:
 def _fault(target: Path) -> str | None:
     if target.is_dir():
         return "it is a folder"
+    if target.is_symlink():
+        return "it is a link that leads to itself"
     if len(os.fsencode(target.name)) > _NAME_BYTES:
         return "the file name is too long"
     if not target.exists():
@@ -130,9 +132,13 @@ def _nearest_folder(folder: Path, path: str | os.PathLike[str]) -> Path:
     return nearest
 
 
-def _create(file: Path) -> None:
-    # Not by `tempfile`, whose files nobody else may read: here the umask decides.
-    os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+def _create(file: Path) -> int:
+    """Make an empty file as the umask has it (`tempfile` would let nobody else read it); return its mode."""
+    descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
 
 
 def _make_folders(folder: Path, made: list[Path]) -> None:
@@ -146,9 +152,9 @@ def _temporary_name() -> str:
     return f".weldnet-{secrets.token_hex(8)}.tmp"
 
 
-def _finish(temporary: Path, target: Path) -> None:
-    if target.exists():
-        temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+def _finish(temporary: Path, target: Path, mode: int) -> None:
+    # Set for new files too: some writers, safetensors among them, put a private file of their own there.
+    temporary.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else mode)
     _sync(temporary)
     os.replace(temporary, target)
     # The rename has happened: a folder that cannot be flushed (a network share) is no reason to fail.
