@@ -77,7 +77,7 @@ def _write(state: dict[str, Tensor], file: Path, suffix: str, metadata: Mapping[
 
 
 def _origin(error: BaseException) -> BaseException:
-    """Find the OS error behind an error: PyTorch's archive writer covers a full disk with its own complaint."""
+    """Find the OS error behind an error: PyTorch's archive writer covers a full disk with its own."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, OSError):
         seen = seen.__context__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import pickletools
 import re
 import warnings
@@ -102,8 +101,9 @@ def _explain(file: Path, error: Exception) -> str:
 
 
 def _short(error: Exception) -> str:
-    # What PyTorch says here is mostly how to load the file unsafely.
-    return "its pickle is broken" if isinstance(error, pickle.UnpicklingError) else reason(error)
+    # The rest of what PyTorch says is mostly advice on how to load the file unsafely.
+    archive = isinstance(error, RuntimeError | OSError)
+    return reason(error).partition(". ")[0] if archive else "its pickle is broken"
 
 
 def _globals(file: Path) -> list[str]:
