@@ -1,0 +1,99 @@
+"""Labelled images from a folder of Parquet files, from the Hugging Face hub, or embedded in scikit-learn.
+
+Pictures are read into memory. The extra `weldnet[data]` is needed, and imported only when it is used.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from weldnet.data._decode import read_hub, read_parquet
+from weldnet.data._sources import KNOWN, SPLIT_NAMES, find_files, find_folder, hub_name, statistics
+from weldnet.data._split import Split, spaced_rows
+from weldnet.errors import DataError, UsageError
+
+__all__ = ["NAMES", "Split", "load"]
+
+NAMES: tuple[str, ...] = ("digits", *KNOWN)
+"""The datasets that have a short name."""
+
+
+def load(
+    source: str | os.PathLike[str], *, split: Literal["train", "test"] = "test", limit: int | None = None
+) -> Split:
+    """Load one split of a labelled image dataset into memory, normalised.
+
+    A short name (`NAMES`) other than "digits" is looked up in $WELDNET_DATA, then in `shared/data` in and
+    beside the working directory and the checkout, then on the Hugging Face hub. Decoded images are cached in
+    $WELDNET_CACHE (or ~/.cache/weldnet).
+
+    Args:
+        source: a short name; a folder with `train.parquet` and `test.parquet` (or `train-*.parquet` shards)
+            with the columns `image` or `img` ({bytes, path}) and `label` or `fine_label`; or a hub name
+            `org/name`.
+        split: which split.
+        limit: how many rows at most, taken at even distances; all of them by default.
+
+    Returns:
+        float32 images (N, C, H, W), normalised by the dataset's known mean and deviation, otherwise from 0..1
+        to -1..1, with int64 labels.
+
+    Raises:
+        DataError: if the data is missing, unreachable, empty, without labels, or of differing sizes.
+        UsageError: if `split` or `limit` means nothing.
+
+    >>> load("digits")
+    Split('digits', images 360x1x8x8, 10 classes)
+    """
+    if split not in SPLIT_NAMES:
+        raise UsageError(f"split {split!r} is unknown; choose 'train' or 'test'")
+    try:
+        return _digits(split, limit) if source == "digits" else _pictures(os.fspath(source), split, limit)
+    except ImportError as error:
+        message = f"loading {source} needs the package {error.name}; pip install 'weldnet[data]'"
+        raise DataError(message) from error
+
+
+def _digits(split: str, limit: int | None) -> Split:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    cut = len(labels) * 4 // 5
+    rows = order[:cut] if split == "train" else order[cut:]
+    rows = rows[spaced_rows(len(rows), limit)]
+    pixels = torch.from_numpy(images).float().view(-1, 1, 8, 8)[rows] / 16
+    classes = tuple(str(digit) for digit in range(10))
+    return Split((pixels - 0.3053) / 0.3761, torch.from_numpy(labels).long()[rows], classes, "digits")
+
+
+def _pictures(source: str, split: str, limit: int | None) -> Split:
+    folder, looked = find_folder(source) if source in KNOWN else (Path(source).expanduser(), [])
+    hub = hub_name(source)
+    if folder is not None and folder.is_dir():
+        pixels = read_parquet(find_files(folder, split), source)
+    elif hub is not None:
+        places = ", ".join(str(place) for place in looked or [Path(source).absolute()])
+        why = f"dataset {source!r} is in none of {places} (set WELDNET_DATA to the folder that holds it)"
+        pixels = read_hub(hub, SPLIT_NAMES[split], why)
+    else:
+        raise DataError(
+            f"{source} is not a folder or a known dataset; give a folder with {split}.parquet, "
+            f"a hub name org/name, or one of {', '.join(NAMES)}"
+        )
+    rows = spaced_rows(len(pixels.labels), limit)
+    images = torch.from_numpy(pixels.images)[rows].permute(0, 3, 1, 2)
+    return Split(_normalise(images, source), torch.from_numpy(pixels.labels)[rows], pixels.classes, source)
+
+
+def _normalise(images: Tensor, source: str) -> Tensor:
+    """Map uint8 (N, C, H, W) to contiguous float32 with the source's mean and deviation taken out."""
+    channels = images.shape[1]
+    mean, std = (torch.tensor(value).view(channels, 1, 1) for value in statistics(source, channels))
+    out = torch.empty(images.shape, dtype=torch.float32)
+    return out.copy_(images).div_(255).sub_(mean).div_(std)
