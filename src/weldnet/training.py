@@ -1,0 +1,352 @@
+"""Supervised training of image classifiers: seeded, resumable, quick on a CPU.
+
+The library's own networks for demos and studies are trained with this; fusing never trains.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from weldnet.data import Split
+from weldnet.errors import TrainingError, UsageError
+
+__all__ = ["Epoch", "Recipe", "TrainingResult", "initialise", "train"]
+
+_log = logging.getLogger(__name__)
+_Module = TypeVar("_Module", bound=nn.Module)
+
+Optimizer = Literal["adam", "sgd"]
+Schedule = Literal["cosine", "onecycle", "constant"]
+Augment = Literal["none", "crop-flip"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the data.
+        batch_size: images per step; the incomplete last batch of an epoch is left out.
+        lr: the peak learning rate.
+        optimizer: "adam" (with decoupled weight decay) or "sgd" (with Nesterov momentum).
+        momentum: of "sgd".
+        weight_decay: pulls every parameter to zero.
+        schedule: "cosine" falls to zero from the start, "onecycle" first rises over a quarter of the steps,
+            "constant" stays.
+        augment: "crop-flip" shifts every image by up to 4 pixels and mirrors half of them.
+        label_smoothing: share of the target spread over all classes.
+        precision: "bfloat16" computes the forward pass in it; weights and steps stay in float32.
+        seed: decides data order, augmentation and dropout; the initial weights are the caller's.
+
+    Raises:
+        UsageError: if a value means nothing.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    lr: float = 1e-3
+    optimizer: Optimizer = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Schedule = "cosine"
+    augment: Augment = "none"
+    label_smoothing: float = 0.0
+    precision: Precision = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("optimizer", Optimizer),
+            ("schedule", Schedule),
+            ("augment", Augment),
+            ("precision", Precision),
+        ):
+            if getattr(self, name) not in get_args(known):
+                choices = ", ".join(map(repr, get_args(known)))
+                raise UsageError(f"{name} {getattr(self, name)!r} is unknown; choose one of {choices}")
+        for name, least in (("epochs", 0), ("batch_size", 1), ("lr", 0), ("weight_decay", 0), ("seed", 0)):
+            if not getattr(self, name) >= least:
+                raise UsageError(f"{name} {getattr(self, name)!r} must be at least {least}")
+        for name in ("momentum", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} {getattr(self, name)!r} must be at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What one epoch gave: training loss and accuracy (on augmented images), accuracy on held-out images."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    validation: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingResult:
+    """A trained network and how it got there.
+
+    Attributes:
+        model: the trained copy; the network that was given is unchanged.
+        recipe: the settings.
+        history: one entry per epoch, those before a resume included.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    history: tuple[Epoch, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in all epochs."""
+        return sum(epoch.seconds for epoch in self.history)
+
+
+def initialise(factory: Callable[[], _Module], seed: int) -> _Module:
+    """Build a model whose initial weights `seed` decides, leaving PyTorch's global generator as it was.
+
+    >>> a, b = (initialise(lambda: nn.Linear(2, 2), seed=7) for _ in range(2))
+    >>> torch.equal(a.weight, b.weight)
+    True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return factory()
+
+
+def train(
+    model: nn.Module,
+    data: Split,
+    recipe: Recipe,
+    *,
+    validation: Split | None = None,
+    device: torch.device | str | None = None,
+    state_path: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainingResult:
+    """Train a copy of a classifier with cross-entropy.
+
+    The same model, data, recipe, device and thread count give bit-equal weights, also when a run was
+    interrupted and resumed.
+
+    Args:
+        model: maps images (N, C, H, W) to logits (N, classes); it is not changed.
+        data: the training images.
+        recipe: the settings.
+        validation: images to measure the accuracy on after every epoch.
+        device: where to train; by default where the model is.
+        state_path: where to keep the state after every epoch, written atomically.
+        resume: continue from `state_path` if that file exists.
+        progress: show a progress bar on stderr when it is a terminal.
+
+    Returns:
+        The trained copy, on the model's own device and with its own training flags, and the history.
+
+    Raises:
+        TrainingError: if the loss is not finite, or the saved state is unreadable or of another run.
+        UsageError: if `resume` is asked for without a `state_path`.
+    """
+    if resume and state_path is None:
+        raise UsageError("resume=True needs a state_path; give the file that the interrupted run wrote")
+    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    run = _Run(copy.deepcopy(model), data, recipe, torch.device(device or home))
+    path = Path(state_path) if state_path is not None else None
+    if path is not None and resume and path.exists():
+        run.restore(path)
+    with _bar(progress, recipe.epochs * run.steps, len(run.history) * run.steps) as tick:
+        while len(run.history) < recipe.epochs:
+            run.advance(validation, tick)
+            if path is not None:
+                run.save(path)
+    trained = _in_layout(run.model, torch.contiguous_format).to(home)
+    for module, original in zip(trained.modules(), model.modules(), strict=True):
+        module.training = original.training
+    return TrainingResult(model=trained, recipe=recipe, history=tuple(run.history))
+
+
+class _Run:
+    """A training run between two epochs; everything random derives from the seed and the epoch's number."""
+
+    def __init__(self, model: nn.Module, data: Split, recipe: Recipe, device: torch.device):
+        # Channels-last convolutions are 1.3 times as fast on CPUs, more in bfloat16.
+        self.model = _in_layout(model, torch.channels_last).to(device)
+        self.data = data
+        self.recipe = recipe
+        self.device = device
+        self.steps = max(1, len(data) // recipe.batch_size)
+        self.optimizer = _optimizer(model, recipe)
+        self.history: list[Epoch] = []
+
+    def advance(self, validation: Split | None, tick: Callable[[], None]) -> None:
+        """Train one more epoch."""
+        start, index = time.perf_counter(), len(self.history)
+        loss = correct = seen = 0.0
+        self.model.train()
+        with _seeded(self.recipe.seed, index) as generator:
+            order = torch.randperm(len(self.data), generator=generator)
+            for step in range(self.steps):
+                rows = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size]
+                batch_loss, batch_correct = self._step(rows, index * self.steps + step, generator)
+                loss += batch_loss * len(rows)
+                correct += batch_correct
+                seen += len(rows)
+                tick()
+        held_out = self._accuracy(validation) if validation is not None else None
+        seconds = time.perf_counter() - start
+        self.history.append(
+            Epoch(
+                epoch=index + 1,
+                loss=loss / seen,
+                accuracy=correct / seen,
+                validation=held_out,
+                seconds=seconds,
+            )
+        )
+        _log.info("epoch %d of %d: %s", index + 1, self.recipe.epochs, self.history[-1])
+
+    def _step(self, rows: Tensor, number: int, generator: torch.Generator) -> tuple[float, int]:
+        images, labels = self.data.images[rows], self.data.labels[rows].to(self.device)
+        if self.recipe.augment == "crop-flip":
+            images = _crop_flip(images, generator)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * _lr_factor(self.recipe, number / (self.recipe.epochs * self.steps))
+        self.optimizer.zero_grad()
+        logits = self._forward(images)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"the loss became {loss.item()} in epoch {number // self.steps + 1}, "
+                f"step {number % self.steps + 1}; lower the learning rate ({self.recipe.lr}) "
+                "or check the images for values that are not finite"
+            )
+        loss.backward()
+        self.optimizer.step()
+        return loss.item(), int((logits.argmax(1) == labels).sum())
+
+    def _forward(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, memory_format=torch.channels_last)
+        half = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            return self.model(images).float()
+
+    @torch.no_grad()
+    def _accuracy(self, data: Split) -> float:
+        self.model.eval()
+        correct = 0
+        for images, labels in zip(data.images.split(512), data.labels.split(512), strict=True):
+            correct += int((self._forward(images).argmax(1).cpu() == labels).sum())
+        return correct / len(data)
+
+    def save(self, path: Path) -> None:
+        """Write the state atomically."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        state = {
+            "identity": self._identity(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": [asdict(epoch) for epoch in self.history],
+        }
+        torch.save(state, scratch)
+        os.replace(scratch, path)
+
+    def restore(self, path: Path) -> None:
+        """Go back to a saved state of this very run."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            identity, history = state["identity"], [Epoch(**entry) for entry in state["history"]]
+        except Exception as error:
+            raise TrainingError(f"{path} is not a saved training state; delete it to start afresh") from error
+        for key, value in self._identity().items():
+            if identity.get(key) != value:
+                raise TrainingError(
+                    f"{path} is of another run: {key} is {identity.get(key)!r} there and {value!r} here; "
+                    "use the same settings, or resume=False to start afresh"
+                )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise TrainingError(
+                f"{path} is of another model; use the same model, or resume=False to start afresh"
+            ) from error
+        self.history = history
+
+    def _identity(self) -> dict[str, Any]:
+        return {**asdict(self.recipe), "images": len(self.data), "data": self.data.name}
+
+
+def _in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    return model.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adam":
+        return torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    )
+
+
+def _lr_factor(recipe: Recipe, done: float, rise: float = 0.25) -> float:
+    """Share of the peak learning rate after the share `done` of all steps."""
+    if recipe.schedule == "constant":
+        return 1.0
+    if recipe.schedule == "onecycle":
+        if done < rise:
+            return 0.04 + 0.96 * done / rise
+        done = (done - rise) / (1 - rise)
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+def _crop_flip(images: Tensor, generator: torch.Generator, margin: int = 4) -> Tensor:
+    """Shift each image (N, C, H, W) by up to `margin` pixels, zeros coming in, and mirror half of them."""
+    count, _, height, width = images.shape
+    across, down = torch.randint(0, 2 * margin + 1, (2, count), generator=generator)
+    windows = functional.pad(images, (margin,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    cropped = windows[torch.arange(count), :, down, across]
+    mirror = torch.rand(count, generator=generator) < 0.5
+    return torch.where(mirror.view(-1, 1, 1, 1), cropped.flip(3), cropped)
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int) -> Iterator[torch.Generator]:
+    """Seed the global generator (for dropout) inside the block only; yield one for order and crops."""
+    value = seed * 1_000_003 + epoch
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(value)
+        yield torch.Generator().manual_seed(value)
+
+
+@contextmanager
+def _bar(shown: bool, total: int, done: int) -> Iterator[Callable[[], None]]:
+    if not shown:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=total, completed=done)
+        yield lambda: bar.advance(task)
