@@ -1,0 +1,166 @@
+"""Train the networks that the studies fuse.
+
+    python studies/train_networks.py                          # every set, in order
+    python studies/train_networks.py mnist-mlp:0-3 --list     # some seeds of one set
+
+Each network is `<out>/<set>/seed<k>.safetensors` with a JSON record beside it; those that exist are skipped,
+and an interrupted training is resumed. A seed decides the initial weights and the order of the data. Sets
+whose name ends in `-val` are for choosing settings, so that the others stay untouched by that choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from weldnet import data, models
+from weldnet.evaluation import evaluate
+from weldnet.training import Recipe, initialise, train
+
+_log = logging.getLogger("train_networks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSet:
+    """Networks that differ only in their seed."""
+
+    model: str
+    dataset: str
+    recipe: Recipe
+    seeds: tuple[int, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+_MNIST = Recipe(epochs=10, schedule="onecycle")
+_CIFAR = Recipe(epochs=10, schedule="onecycle", augment="crop-flip", precision="bfloat16")
+_VALIDATION = tuple(range(100, 106))
+
+_MLP = NetworkSet(model="mlp", dataset="mnist", recipe=_MNIST, seeds=tuple(range(10)))
+_CNN = NetworkSet(
+    model="simple_cnn", dataset="mnist", recipe=replace(_MNIST, epochs=3), seeds=_VALIDATION[:4]
+)
+_VGG = NetworkSet(
+    model="vgg11",
+    options={"width": 0.25, "batch_norm": False, "bias": False},
+    dataset="cifar10",
+    recipe=replace(_CIFAR, lr=2e-3),
+    seeds=tuple(range(10)),
+)
+_VGG_BN = NetworkSet(
+    model="vgg11",
+    options={"width": 0.25, "batch_norm": True},
+    dataset="cifar10",
+    recipe=replace(_CIFAR, lr=3e-3),
+    seeds=tuple(range(6)),
+)
+_RESNET = NetworkSet(
+    model="resnet20", dataset="cifar10", recipe=replace(_CIFAR, lr=5e-3), seeds=tuple(range(4))
+)
+
+SETS: dict[str, NetworkSet] = {
+    "mnist-mlp": _MLP,
+    "mnist-mlp-val": replace(_MLP, seeds=_VALIDATION),
+    "mnist-cnn-val": _CNN,
+    "cifar10-vgg11q-val": replace(_VGG, seeds=_VALIDATION[:4]),
+    "cifar10-vgg11q": _VGG,
+    "cifar10-resnet20-val": replace(_RESNET, seeds=_VALIDATION[:2]),
+    "cifar10-vgg11bnq": _VGG_BN,
+    "cifar10-resnet20": _RESNET,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    jobs = [job for text in arguments.sets or SETS for job in parse_jobs(text)]
+    for name, seed in jobs:
+        if arguments.list:
+            print(arguments.out / name / f"seed{seed}.safetensors")
+        else:
+            train_network(name, seed, arguments.out)
+
+
+def parse_jobs(text: str) -> list[tuple[str, int]]:
+    """Read `set`, `set:3` or `set:0-3` as pairs of a set and a seed."""
+    name, _, wanted = text.partition(":")
+    if name not in SETS:
+        raise SystemExit(f"unknown set {name!r}; known sets: {', '.join(SETS)}")
+    if not wanted:
+        return [(name, seed) for seed in SETS[name].seeds]
+    first, _, last = wanted.partition("-")
+    return [(name, seed) for seed in range(int(first), int(last or first) + 1)]
+
+
+def train_network(name: str, seed: int, out: Path) -> None:
+    """Train one network of a set unless its file exists."""
+    path = out / name / f"seed{seed}.safetensors"
+    if path.exists():
+        _log.info("%s exists", path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    choice = SETS[name]
+    recipe = replace(choice.recipe, seed=seed)
+    model = initialise(lambda: models.build(choice.model, **choice.options), seed)
+    state = path.with_suffix(".state")
+    training = data.load(choice.dataset, split="train")
+    result = train(model, training, recipe, state_path=state, resume=True, progress=False)
+    metrics = evaluate(result.model, data.load(choice.dataset, split="test"))
+    record = {
+        "set": name,
+        "seed": seed,
+        "model": choice.model,
+        "options": choice.options,
+        "dataset": choice.dataset,
+        "accuracy": metrics.accuracy,
+        "loss": metrics.loss,
+        "training_accuracy": result.history[-1].accuracy if result.history else None,
+        "recipe": asdict(recipe),
+        "seconds": round(result.seconds, 1),
+        "epoch_seconds": round(result.seconds / max(1, recipe.epochs), 2),
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    scratch = path.with_suffix(".tmp")
+    save_file({key: tensor.contiguous() for key, tensor in result.model.state_dict().items()}, scratch)
+    path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(scratch, path)
+    state.unlink(missing_ok=True)
+    _log.info("%s: accuracy %.4f, loss %.4f, %.0f s", path, metrics.accuracy, metrics.loss, result.seconds)
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sets", nargs="*", metavar="SET[:SEEDS]", help=f"default: all of {', '.join(SETS)}")
+    parser.add_argument("--out", type=Path, default=Path("runs/nets"), help="folder of the networks")
+    parser.add_argument("--threads", type=int, help="threads of one process; default: PyTorch's choice")
+    parser.add_argument("--list", action="store_true", help="print the files that would be made, and stop")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
