@@ -78,8 +78,8 @@ def _pictures(source: str, split: str, limit: int | None) -> Split:
     if folder is not None and folder.is_dir():
         pixels = read_parquet(find_files(folder, split), source)
     elif hub is not None:
-        places = ", ".join(str(place) for place in looked or [Path(source).absolute()])
-        why = f"dataset {source!r} is in none of {places} (set WELDNET_DATA to the folder that holds it)"
+        places = " or ".join(str(place) for place in looked or [Path(source).absolute()])
+        why = f"dataset {source!r} is not in {places} (set WELDNET_DATA to the folder that holds datasets)"
         pixels = read_hub(hub, SPLIT_NAMES[split], why)
     else:
         raise DataError(

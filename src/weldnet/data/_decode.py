@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import tempfile
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -70,6 +72,8 @@ def read_hub(repository: str, names: Iterable[str], why: str) -> Pixels:
     """
     import datasets
 
+    if not os.environ.get("HF_HUB_OFFLINE"):
+        _check_reachable(repository, why)
     try:
         with _quiet():
             found = datasets.get_dataset_split_names(repository)
@@ -80,10 +84,27 @@ def read_hub(repository: str, names: Iterable[str], why: str) -> Pixels:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{why}; {repository} on the Hugging Face hub: {_first_line(error)}") from error
+        raise DataError(
+            f"{why}, and {repository} cannot be read from the hub ({_first_line(error)})"
+        ) from error
     assert isinstance(table, datasets.Dataset)
     files = [Path(entry["filename"]) for entry in table.cache_files]
     return _cached(files, lambda: _decode(table, repository))
+
+
+def _check_reachable(repository: str, why: str) -> None:
+    """Fail within seconds where the hub cannot be reached; `datasets` itself retries for half a minute."""
+    from huggingface_hub import constants
+
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{why}, and {constants.ENDPOINT} with {repository} is unreachable ({error}); "
+            "HF_HUB_OFFLINE=1 uses the copies in the hub's own cache"
+        ) from error
 
 
 def cache_folder() -> Path:

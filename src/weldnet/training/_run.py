@@ -1,7 +1,4 @@
-"""Supervised training of image classifiers: seeded, resumable, quick on a CPU.
-
-The library's own networks for demos and studies are trained with this; fusing never trains.
-"""
+"""One training run: epochs, saved states, and the way back to them."""
 
 from __future__ import annotations
 
@@ -14,76 +11,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from weldnet.data import Split
-from weldnet.errors import TrainingError, UsageError
-
-__all__ = ["Epoch", "Recipe", "TrainingResult", "initialise", "train"]
+from weldnet.errors import DataError, TrainingError, UsageError
+from weldnet.training._recipe import Recipe, crop_flip, lr_factor, make_optimizer
 
 _log = logging.getLogger(__name__)
 _Module = TypeVar("_Module", bound=nn.Module)
-
-Optimizer = Literal["adam", "sgd"]
-Schedule = Literal["cosine", "onecycle", "constant"]
-Augment = Literal["none", "crop-flip"]
-Precision = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the data.
-        batch_size: images per step; the incomplete last batch of an epoch is left out.
-        lr: the peak learning rate.
-        optimizer: "adam" (with decoupled weight decay) or "sgd" (with Nesterov momentum).
-        momentum: of "sgd".
-        weight_decay: pulls every parameter to zero.
-        schedule: "cosine" falls to zero from the start, "onecycle" first rises over a quarter of the steps,
-            "constant" stays.
-        augment: "crop-flip" shifts every image by up to 4 pixels and mirrors half of them.
-        label_smoothing: share of the target spread over all classes.
-        precision: "bfloat16" computes the forward pass in it; weights and steps stay in float32.
-        seed: decides data order, augmentation and dropout; the initial weights are the caller's.
-
-    Raises:
-        UsageError: if a value means nothing.
-    """
-
-    epochs: int
-    batch_size: int = 128
-    lr: float = 1e-3
-    optimizer: Optimizer = "adam"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: Schedule = "cosine"
-    augment: Augment = "none"
-    label_smoothing: float = 0.0
-    precision: Precision = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("optimizer", Optimizer),
-            ("schedule", Schedule),
-            ("augment", Augment),
-            ("precision", Precision),
-        ):
-            if getattr(self, name) not in get_args(known):
-                choices = ", ".join(map(repr, get_args(known)))
-                raise UsageError(f"{name} {getattr(self, name)!r} is unknown; choose one of {choices}")
-        for name, least in (("epochs", 0), ("batch_size", 1), ("lr", 0), ("weight_decay", 0), ("seed", 0)):
-            if not getattr(self, name) >= least:
-                raise UsageError(f"{name} {getattr(self, name)!r} must be at least {least}")
-        for name in ("momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} {getattr(self, name)!r} must be at least 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +98,15 @@ def train(
         The trained copy, on the model's own device and with its own training flags, and the history.
 
     Raises:
-        TrainingError: if the loss is not finite, or the saved state is unreadable or of another run.
+        DataError: if the model rejects the images or has too few outputs for the labels.
+        TrainingError: if the loss is not finite, or the saved state is unreadable, unwritable or of another
+            run.
         UsageError: if `resume` is asked for without a `state_path`.
     """
     if resume and state_path is None:
         raise UsageError("resume=True needs a state_path; give the file that the interrupted run wrote")
     home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    _check(model, data)
     run = _Run(copy.deepcopy(model), data, recipe, torch.device(device or home))
     path = Path(state_path) if state_path is not None else None
     if path is not None and resume and path.exists():
@@ -190,7 +132,7 @@ class _Run:
         self.recipe = recipe
         self.device = device
         self.steps = max(1, len(data) // recipe.batch_size)
-        self.optimizer = _optimizer(model, recipe)
+        self.optimizer = make_optimizer(model, recipe)
         self.history: list[Epoch] = []
 
     def advance(self, validation: Split | None, tick: Callable[[], None]) -> None:
@@ -223,9 +165,9 @@ class _Run:
     def _step(self, rows: Tensor, number: int, generator: torch.Generator) -> tuple[float, int]:
         images, labels = self.data.images[rows], self.data.labels[rows].to(self.device)
         if self.recipe.augment == "crop-flip":
-            images = _crop_flip(images, generator)
+            images = crop_flip(images, generator)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * _lr_factor(self.recipe, number / (self.recipe.epochs * self.steps))
+            group["lr"] = self.recipe.lr * lr_factor(self.recipe, number / (self.recipe.epochs * self.steps))
         self.optimizer.zero_grad()
         logits = self._forward(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
@@ -255,7 +197,6 @@ class _Run:
 
     def save(self, path: Path) -> None:
         """Write the state atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         state = {
             "identity": self._identity(),
@@ -263,8 +204,13 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(epoch) for epoch in self.history],
         }
-        torch.save(state, scratch)
-        os.replace(scratch, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, scratch)
+            os.replace(scratch, path)
+        except (OSError, RuntimeError) as error:
+            scratch.unlink(missing_ok=True)
+            raise TrainingError(f"the training state {path} cannot be written ({error})") from error
 
     def restore(self, path: Path) -> None:
         """Go back to a saved state of this very run."""
@@ -292,41 +238,33 @@ class _Run:
         return {**asdict(self.recipe), "images": len(self.data), "data": self.data.name}
 
 
+def _check(model: nn.Module, data: Split) -> None:
+    """Refuse images that the model rejects and labels without an output, before anything is trained."""
+    probe = copy.deepcopy(model).eval()
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    shape = tuple(data.images.shape[1:])
+    try:
+        with torch.no_grad():
+            outputs = probe(data.images[:1].to(device)).shape
+    except (RuntimeError, ValueError) as error:
+        name, weight = next(iter(model.named_parameters()), ("", torch.empty(0)))
+        raise DataError(
+            f"{data.name}: images of shape {shape} do not fit the model, whose first weight {name!r} "
+            f"has shape {tuple(weight.shape)}; give the model or the data that belong together ({_first_line(error)})"
+        ) from error
+    if len(outputs) != 2 or outputs[1] <= int(data.labels.max()):
+        raise DataError(
+            f"{data.name}: labels run up to {int(data.labels.max())} but the model's output for one image is "
+            f"{tuple(outputs)}; give a model with an output per class"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 def _in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
     return model.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adam":
-        return torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(),
-        recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-    )
-
-
-def _lr_factor(recipe: Recipe, done: float, rise: float = 0.25) -> float:
-    """Share of the peak learning rate after the share `done` of all steps."""
-    if recipe.schedule == "constant":
-        return 1.0
-    if recipe.schedule == "onecycle":
-        if done < rise:
-            return 0.04 + 0.96 * done / rise
-        done = (done - rise) / (1 - rise)
-    return (1 + math.cos(math.pi * done)) / 2
-
-
-def _crop_flip(images: Tensor, generator: torch.Generator, margin: int = 4) -> Tensor:
-    """Shift each image (N, C, H, W) by up to `margin` pixels, zeros coming in, and mirror half of them."""
-    count, _, height, width = images.shape
-    across, down = torch.randint(0, 2 * margin + 1, (2, count), generator=generator)
-    windows = functional.pad(images, (margin,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    cropped = windows[torch.arange(count), :, down, across]
-    mirror = torch.rand(count, generator=generator) < 0.5
-    return torch.where(mirror.view(-1, 1, 1, 1), cropped.flip(3), cropped)
 
 
 @contextmanager
