@@ -1,0 +1,5 @@
+"""What each operation does to units: one small rule family per kind of operation."""
+
+from weldnet.structure.rules._table import apply
+
+__all__ = ["apply"]

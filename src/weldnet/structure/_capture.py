@@ -1,0 +1,171 @@
+"""Capture: from a model and an example input to its structure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from weldnet.errors import CaptureError
+from weldnet.structure._forest import NO_FREEDOM, Forest, read_forest
+from weldnet.structure._spec import Frozen, Indices, Layout, Place, Space, Structure
+from weldnet.structure._trace import Trace, trace
+from weldnet.structure._units import Factor, Value
+from weldnet.structure.rules import apply
+from weldnet.structure.rules._context import Context
+
+__all__ = ["capture"]
+
+OUTPUT = "network output"
+UNUSED = "not used by the forward pass"
+
+
+def capture(model: nn.Module, example_input: Any) -> Structure:
+    """Find out what can be renumbered in a model, from one forward pass.
+
+    The pass is run on a copy in eval mode; every ATen operation then pushes unit numbers from its inputs to its
+    outputs. What an operation without a rule touches is frozen and named, so that the result is always sound.
+
+    Args:
+        model: any module; not changed.
+        example_input: what the model takes: a tensor, a tuple of arguments or a dict of keyword arguments. Values do
+            not matter, shapes and dtypes do.
+
+    Returns:
+        The structure: spaces, places, frozen axes with reasons.
+
+    Raises:
+        ModelError: the model fails on this input.
+        CaptureError: the forward pass cannot be traced, or there is nothing in it.
+
+    Example:
+        >>> import torch, weldnet
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> weldnet.capture(net, torch.zeros(1, 4)).spaces
+        (Space(name='0', size=8, parent=None, block=0),)
+    """
+    traced = trace(model, example_input)
+    if not traced.tensors:
+        raise CaptureError(f"{type(model).__name__} has no parameters: there is nothing to align; give a trained network")
+    context = Context({name: ref.shape for name, ref in traced.tensors.items()})
+    leaves = {name: _leaf(context, name, shape) for name, shape in context.shapes.items()}
+    for name, ref in traced.tensors.items():
+        context.values[ref.number] = leaves[name]
+    _inputs(context, traced)
+    for operation in traced.operations:
+        apply(context, operation)
+    for ref in traced.outputs:
+        for factor in context.value(ref).factors:
+            context.units.pin(factor.units, OUTPUT)
+    used = {ref.number for op in traced.operations for ref in op.inputs} | {ref.number for ref in traced.outputs}
+    for name, ref in traced.tensors.items():
+        if ref.number not in used:
+            for factor in leaves[name].factors:
+                context.units.pin(factor.units, UNUSED)
+    _settle_opened(context)
+    return _structure(context, leaves, read_forest(context.units), traced)
+
+
+def _leaf(context: Context, name: str, shape: tuple[int, ...]) -> Value:
+    axes = [axis for axis, size in enumerate(shape) if size > 1]
+    factors = tuple(Factor((axis,), context.units.fresh(shape[axis])) for axis in axes)
+    return Value(shape, factors, tensor=name)
+
+
+def _inputs(context: Context, traced: Trace) -> None:
+    """What is neither a parameter nor made by an operation is an input or a constant: its indices are positions."""
+    made = {ref.number for op in traced.operations for ref in op.outputs}
+    for op in traced.operations:
+        for ref in op.inputs:
+            if ref.number not in made and ref.number not in context.values:
+                context.values[ref.number] = Value(ref.shape)
+
+
+def _settle_opened(context: Context) -> None:
+    """An axis that depends on the group must not be used in any other way."""
+    units = context.units
+    for name, opened in context.opened.items():
+        plain = opened.replaces
+        related = np.concatenate([np.r_[r.source, r.target] for r in units.relations] or [np.empty(0, np.int64)])
+        pinned = np.concatenate([p for p, _ in units.pins] or [np.empty(0, np.int64)])
+        touched = units.root[np.r_[related, pinned]]
+        partners = np.isin(np.setdiff1d(np.arange(len(units.root)), plain), plain)
+        united = np.isin(units.root[plain], np.delete(units.root, plain)).any() or partners.any()
+        if united or np.isin(units.root[plain], touched).any():
+            for known in (opened.factor.units, plain):
+                units.pin(known, f"{name} is used both in groups and as a whole")
+
+
+# -- from the forest to places -----------------------------------------------------------------------
+
+
+def _structure(context: Context, leaves: dict[str, Value], forest: Forest, traced: Trace) -> Structure:
+    found: list[tuple[str, int, tuple[int, ...], Layout, tuple[int, ...] | None]] = []
+    frozen: list[Frozen] = []
+    for name, leaf in leaves.items():
+        opened = context.opened.get(name)
+        for factor in leaf.factors:
+            if opened is not None and factor.axes == (1,):
+                factor, view = opened.factor, opened.view
+            else:
+                view = None
+            for bundle, positions in _positions(context, forest, factor):
+                found.append((name, bundle, factor.axes, Layout.of(positions), view))
+            frozen += _frozen(context, forest, name, factor)
+    names, spaces = _spaces(forest, [(name, bundle) for name, bundle, *_ in found])
+    places = tuple(Place(name, names[b], axes, layout, view) for name, b, axes, layout, view in found)
+    return Structure(spaces, places, tuple(frozen), context.shapes, traced.aliases, context.unknown)
+
+
+def _positions(context: Context, forest: Forest, factor: Factor) -> list[tuple[int, Indices]]:
+    """For every bundle on a factor: the positions of its units, shape (units, copies)."""
+    units = factor.units.ravel()
+    bundles, classes = forest.bundle_of[units], forest.class_of[units]
+    result: list[tuple[int, Indices]] = []
+    for bundle in dict.fromkeys(bundles[bundles >= 0].tolist()):
+        columns: list[Indices] = []
+        for number in dict.fromkeys(classes[bundles == bundle].tolist()):
+            here = np.flatnonzero(classes == number)
+            column = np.empty(forest.bundles[bundle].size, np.int64)
+            column[forest.index_of[units[here]]] = here
+            columns.append(column)
+        result.append((bundle, np.stack(columns, axis=1)))
+    return result
+
+
+def _frozen(context: Context, forest: Forest, name: str, factor: Factor) -> list[Frozen]:
+    units = context.units.root[factor.units.ravel()]
+    fixed = units[forest.bundle_of[units] < 0].tolist()
+    counts = Counter(forest.reasons.get(unit, NO_FREEDOM) for unit in fixed)
+    return [Frozen(name, factor.axes[-1], count, reason) for reason, count in counts.items()]
+
+
+def _spaces(forest: Forest, found: list[tuple[str, int]]) -> tuple[dict[int, str], tuple[Space, ...]]:
+    """Name every bundle that has places, or has a descendant with places, after its first tensor."""
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    first: dict[int, str] = {}
+    for tensor, bundle in found:
+        first.setdefault(bundle, tensor)
+        up = forest.bundles[bundle].parent
+        while up is not None:
+            first.setdefault(up, f"{tensor}")
+            up = forest.bundles[up].parent
+    placed = {bundle for _, bundle in found}
+    for bundle, tensor in first.items():
+        base = tensor.rpartition(".")[0] or tensor
+        base = base if bundle in placed else f"{base}/blocks"
+        name, count = base, 2
+        while name in taken:
+            name, count = f"{base}#{count}", count + 1
+        taken.add(name)
+        names[bundle] = name
+    spaces: list[Space] = []
+    for number, bundle in enumerate(forest.bundles):
+        if number in names:
+            parent = bundle.parent
+            block = bundle.size // forest.bundles[parent].size if parent is not None else 0
+            spaces.append(Space(names[number], bundle.size, None if parent is None else names[parent], block))
+    return names, tuple(spaces)

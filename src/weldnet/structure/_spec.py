@@ -1,0 +1,357 @@
+"""The structure of a model as data: spaces, places, frozen axes. Frozen, self-checking, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weldnet.errors import StructureError
+
+__all__ = ["Frozen", "Layout", "Place", "Space", "Structure"]
+
+Indices = NDArray[np.int64]
+
+#: Reasons that belong to the problem itself rather than to what weldnet can see; they do not count
+#: as hidden units that might have been free.
+BOUNDARY_REASONS = frozenset({"network input", "network output", "kernel position"})
+
+
+@final
+@dataclass(frozen=True)
+class Layout:
+    """Which positions of an axis belong to which unit: ``offset + unit * stride + copy * step``.
+
+    Flattening C channels of h x w pixels gives ``Layout(0, stride=h*w, copies=h*w, step=1)``; the second half
+    of a concatenation gives an offset. Anything irregular is a ``table`` of shape (units, copies).
+    """
+
+    offset: int = 0
+    stride: int = 1
+    copies: int = 1
+    step: int = 1
+    table: tuple[tuple[int, ...], ...] | None = None
+
+    def positions(self, units: int) -> Indices:
+        """Return the positions of every unit, shape (units, copies)."""
+        if self.table is not None:
+            return np.array(self.table, dtype=np.int64).reshape(units, -1)
+        unit, copy = np.arange(units)[:, None], np.arange(self.copies)[None, :]
+        return self.offset + unit * self.stride + copy * self.step
+
+    @staticmethod
+    def of(positions: Indices) -> Layout:
+        """Return the most compact layout with these positions, shape (units, copies)."""
+        units, copies = positions.shape
+        offset = int(positions[0, 0])
+        stride = int(positions[1, 0]) - offset if units > 1 else 1
+        step = int(positions[0, 1]) - offset if copies > 1 else 1
+        regular = Layout(offset, stride, copies, step)
+        if np.array_equal(regular.positions(units), positions):
+            return regular
+        return Layout(table=tuple(tuple(int(p) for p in row) for row in positions))
+
+    def __str__(self) -> str:
+        if self.table is not None:
+            return f"table of {len(self.table)} x {len(self.table[0])}"
+        parts = [f"offset {self.offset}"] if self.offset else []
+        if self.copies > 1:
+            parts.append(f"{self.copies} positions a unit")
+        if self.stride != self.copies * self.step and self.stride != 1:
+            parts.append(f"stride {self.stride}")
+        return ", ".join(parts)
+
+
+@final
+@dataclass(frozen=True)
+class Space:
+    """A set of units that are renumbered together.
+
+    A nested space has a ``parent``: unit ``u`` lies in the parent's unit ``u // block``. Its blocks move with
+    the parent's units, and inside a block its units are free (grouped convolutions, group norm, heads).
+    """
+
+    name: str
+    size: int
+    parent: str | None = None
+    block: int = 0
+
+    @property
+    def log10_renumberings(self) -> float:
+        """The base-10 logarithm of how many renumberings this space adds to its parent's."""
+        if self.parent is None:
+            return math.lgamma(self.size + 1) / math.log(10)
+        return self.size // self.block * math.lgamma(self.block + 1) / math.log(10)
+
+
+@final
+@dataclass(frozen=True)
+class Place:
+    """One axis of one parameter or buffer that lies in a space, with its layout.
+
+    ``axes`` has one entry, except where the meaning of an axis depends on another one, as the inputs of a
+    grouped convolution depend on the group: then the tensor is seen as ``view`` and the positions count over
+    the joint ``axes`` of that view.
+    """
+
+    tensor: str
+    space: str
+    axes: tuple[int, ...]
+    layout: Layout = field(default_factory=Layout)
+    view: tuple[int, ...] | None = None
+
+    def extent(self, shape: tuple[int, ...]) -> int:
+        """Return how many positions the place's axes have in a tensor of this shape."""
+        seen = shape if self.view is None else self.view
+        return math.prod(seen[a] for a in self.axes)
+
+
+@final
+@dataclass(frozen=True)
+class Frozen:
+    """``count`` positions along ``axis`` of ``tensor`` that must keep their number, and why."""
+
+    tensor: str
+    axis: int
+    count: int
+    reason: str
+
+
+@final
+@dataclass(frozen=True)
+class Structure:
+    """All spaces and places of a model.
+
+    Args:
+        spaces: parents come before their children.
+        places: where the spaces lie, in the order of the state dict.
+        frozen: the positions that cannot be renumbered, with reasons.
+        shapes: shape of every tensor of the state dict.
+        aliases: state dict keys that share their tensor with another key (tied parameters).
+        unknown: operations without a rule that froze what reached them, with how often they occurred.
+    """
+
+    spaces: tuple[Space, ...]
+    places: tuple[Place, ...]
+    frozen: tuple[Frozen, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    unknown: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def __post_init__(self) -> None:
+        _check_spaces(self.spaces)
+        for place in self.places:
+            self._check_place(place)
+        self._check_overlaps()
+
+    # -- look-ups ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _spaces_by_name(self) -> dict[str, Space]:
+        return {space.name: space for space in self.spaces}
+
+    @cached_property
+    def _places_by_space(self) -> dict[str, tuple[Place, ...]]:
+        return _grouped(self.places, "space")
+
+    @cached_property
+    def _places_by_tensor(self) -> dict[str, tuple[Place, ...]]:
+        return _grouped(self.places, "tensor")
+
+    @cached_property
+    def _positions(self) -> dict[Place, Indices]:
+        return {p: p.layout.positions(self.space(p.space).size) for p in self.places}
+
+    def space(self, name: str) -> Space:
+        """Return the space of that name, or raise StructureError naming the known ones."""
+        try:
+            return self._spaces_by_name[name]
+        except KeyError:
+            known = ", ".join(list(self._spaces_by_name)[:8])
+            raise StructureError(f"no space {name!r} in this structure; it has {known}") from None
+
+    def places_of(self, space: str) -> tuple[Place, ...]:
+        """Return where the units of a space lie."""
+        return self._places_by_space.get(space, ())
+
+    def places_in(self, tensor: str) -> tuple[Place, ...]:
+        """Return the places in one tensor (an alias counts as the tensor that it shares)."""
+        return self._places_by_tensor.get(self.aliases.get(tensor, tensor), ())
+
+    def positions(self, place: Place) -> Indices:
+        """Return the positions of every unit along the place's axes, shape (units, copies)."""
+        return self._positions[place]
+
+    def children(self, space: str) -> tuple[Space, ...]:
+        """Return the spaces whose blocks are this space's units."""
+        return tuple(s for s in self.spaces if s.parent == space)
+
+    def tree(self, root: str) -> tuple[Space, ...]:
+        """Return a root space and everything nested in it, parents first."""
+        found = [self.space(root)]
+        for space in found:
+            found.extend(self.children(space.name))
+        return tuple(found)
+
+    @property
+    def roots(self) -> tuple[Space, ...]:
+        """The spaces without a parent: each is aligned together with what is nested in it."""
+        return tuple(s for s in self.spaces if s.parent is None)
+
+    # -- figures ----------------------------------------------------------------------------------
+
+    @property
+    def log10_renumberings(self) -> float:
+        """The base-10 logarithm of the number of renumberings that keep the function."""
+        return sum(space.log10_renumberings for space in self.spaces)
+
+    @property
+    def free_share(self) -> float:
+        """The share of hidden axis positions that can be renumbered.
+
+        Inputs, outputs and kernel positions do not count.
+        """
+        free = sum(self.positions(place).size for place in self.places)
+        fixed = sum(f.count for f in self.frozen if f.reason not in BOUNDARY_REASONS)
+        return free / (free + fixed) if free + fixed else 1.0
+
+    # -- JSON -------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """Return the structure as JSON; :meth:`from_json` gives back an equal one."""
+        places = [_without_defaults(asdict(p), Place("", "", ())) for p in self.places]
+        for entry in places:
+            entry["layout"] = _without_defaults(entry.get("layout", {}), Layout())
+        document = {
+            "format": "weldnet-structure",
+            "version": 1,
+            "spaces": [_without_defaults(asdict(s), Space("", 0)) for s in self.spaces],
+            "places": places,
+            "frozen": [asdict(f) for f in self.frozen],
+            "shapes": {k: list(v) for k, v in self.shapes.items()},
+            "aliases": dict(self.aliases),
+            "unknown": dict(self.unknown),
+        }
+        return json.dumps(document, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Structure:
+        """Rebuild a structure from :meth:`to_json`; raise StructureError if the text is not one."""
+        try:
+            raw = json.loads(text)
+            if raw.get("format") != "weldnet-structure" or raw.get("version") != 1:
+                raise StructureError("not a weldnet structure of version 1; write it again with to_json()")
+            return Structure(
+                spaces=tuple(Space(**s) for s in raw["spaces"]),
+                places=tuple(_place(p) for p in raw["places"]),
+                frozen=tuple(Frozen(**f) for f in raw["frozen"]),
+                shapes={k: tuple(v) for k, v in raw["shapes"].items()},
+                aliases=raw["aliases"],
+                unknown=raw["unknown"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StructureError(f"not a weldnet structure: {error!r}; write it again with to_json()") from error
+
+    # -- for people -------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.spaces)} spaces, {len(self.places)} places, "
+            f"{self.free_share:.1%} of the hidden positions free, "
+            f"10^{self.log10_renumberings:.1f} renumberings"
+        ]
+        for space in self.spaces:
+            inside = f" in {space.parent!r}, blocks of {space.block}" if space.parent else ""
+            lines.append(f"  space {space.name!r}: {space.size} units{inside}")
+            lines += [f"    {self._describe(place)}" for place in self.places_of(space.name)]
+        hidden = Counter[str]()
+        for item in self.frozen:
+            hidden[item.reason] += item.count
+        if hidden:
+            lines.append("  frozen:")
+            for reason, count in hidden.most_common():
+                where = [f"{f.tensor}[axis {f.axis}]" for f in self.frozen if f.reason == reason]
+                more = f" and {len(where) - 4} more" if len(where) > 4 else ""
+                lines.append(f"    {reason}: {count} positions, at {', '.join(where[:4])}{more}")
+        for op, count in self.unknown.items():
+            lines.append(f"  no rule for {op} ({count}x): what reaches it is frozen")
+        for alias, tensor in self.aliases.items():
+            lines.append(f"  tied: {alias} is {tensor}")
+        return "\n".join(lines)
+
+    def _describe(self, place: Place) -> str:
+        layout = str(place.layout)
+        view = f" seen as {list(place.view)}" if place.view else ""
+        axes = ",".join(str(a) for a in place.axes)
+        shape = "x".join(str(n) for n in self.shapes[place.tensor])
+        return f"{place.tensor} [{shape}]{view} axis {axes}{': ' + layout if layout else ''}"
+
+    # -- self-check -------------------------------------------------------------------------------
+
+    def _check_place(self, place: Place) -> None:
+        shape = self.shapes.get(place.tensor)
+        if shape is None:
+            raise StructureError(f"a place names the tensor {place.tensor!r}, which the structure does not list")
+        if place.view is not None and math.prod(place.view) != math.prod(shape):
+            raise StructureError(f"{place.tensor!r} of shape {shape} cannot be seen as {place.view}")
+        rank = len(shape if place.view is None else place.view)
+        if not place.axes or not all(0 <= a < rank for a in place.axes):
+            raise StructureError(f"{place.tensor!r} has {rank} axes; a place names axes {place.axes}")
+        positions, extent = self.positions(place), place.extent(shape)
+        if positions.min() < 0 or positions.max() >= extent or len(np.unique(positions)) != positions.size:
+            raise StructureError(
+                f"space {place.space!r} at {place.tensor!r}: positions {positions.min()}..{positions.max()} "
+                f"do not fit once each into {extent}"
+            )
+
+    def _check_overlaps(self) -> None:
+        seen: dict[tuple[str, tuple[int, ...], tuple[int, ...] | None], Indices] = {}
+        for place in self.places:
+            key = (place.tensor, place.axes, place.view)
+            both = np.concatenate([seen.get(key, np.empty(0, np.int64)), self.positions(place).ravel()])
+            if len(np.unique(both)) != both.size:
+                raise StructureError(f"two places claim the same positions of {place.tensor!r} axis {place.axes}")
+            seen[key] = both
+
+
+def _check_spaces(spaces: Iterable[Space]) -> None:
+    seen: dict[str, Space] = {}
+    for space in spaces:
+        if space.name in seen or space.size < 1:
+            raise StructureError(f"space {space.name!r} of size {space.size} is empty or listed twice")
+        if space.parent is not None:
+            parent = seen.get(space.parent)
+            if parent is None or space.block < 1 or parent.size * space.block != space.size:
+                raise StructureError(
+                    f"space {space.name!r}: {space.size} units in blocks of {space.block} do not fit its parent "
+                    f"{space.parent!r}" + (f" of {parent.size} units" if parent else ", which is not listed before it")
+                )
+        seen[space.name] = space
+
+
+def _grouped(places: Iterable[Place], key: str) -> dict[str, tuple[Place, ...]]:
+    groups: dict[str, list[Place]] = {}
+    for place in places:
+        groups.setdefault(getattr(place, key), []).append(place)
+    return {name: tuple(group) for name, group in groups.items()}
+
+
+def _without_defaults(entry: dict[str, Any], default: Any) -> dict[str, Any]:
+    base = asdict(default)
+    required = ("tensor", "space", "axes", "name", "size")
+    return {k: v for k, v in entry.items() if k in required or v != base[k]}
+
+
+def _place(raw: dict[str, Any]) -> Place:
+    layout = dict(raw["layout"])
+    if layout.get("table") is not None:
+        layout["table"] = tuple(tuple(row) for row in layout["table"])
+    view = tuple(raw["view"]) if raw.get("view") is not None else None
+    return Place(raw["tensor"], raw["space"], tuple(raw["axes"]), Layout(**layout), view)

@@ -1,0 +1,137 @@
+"""Contractions: place both sides on common axes, combine, reduce. Matrix products and convolutions."""
+
+from __future__ import annotations
+
+from weldnet.structure._trace import Operation
+from weldnet.structure._units import Factor, Value, combine, reduce
+from weldnet.structure.rules._context import Context, Opened
+from weldnet.structure.rules._movement import reshape
+from weldnet.structure.rules._reduction import without_axes
+
+__all__ = ["contract", "convolution", "matrix_product"]
+
+#: Names for batch axes, which an ellipsis in a formula stands for.
+_BATCH = "ABCDEFGH"
+
+
+def contract(context: Context, formula: str, *operands: Value) -> Value:
+    """Push units through an einsum: ``"bc,oc->bo"``."""
+    left, out = formula.split("->")
+    inputs = left.split(",")
+    sizes: dict[str, int] = {}
+    for letters, value in zip(inputs, operands, strict=True):
+        for letter, size in zip(letters, value.shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    summed = [letter for letter in sizes if letter not in out]
+    order = [*out, *summed]
+    shape = tuple(sizes[letter] for letter in order)
+    placed = [_place(v, letters, order) for letters, v in zip(inputs, operands, strict=True)]
+    full = combine(context.units, placed, shape)
+    gone = list(range(len(out), len(order)))
+    return without_axes(reduce(context.units, full, gone), gone)
+
+
+def matrix_product(context: Context, op: Operation) -> list[Value]:
+    """mm, bmm, mv, dot, linear, and the same with an addend."""
+    name = op.name.removeprefix("aten.")
+    operands = [context.value(ref) for ref in op.inputs]
+    addend = [operands.pop(0)] if name in ("addmm", "baddbmm", "addmv") else []
+    if name == "linear":
+        addend = operands[2:]
+    a, b = operands[:2]
+    rank_a, rank_b = len(a.shape), len(b.shape)
+    batch = _BATCH[: max(rank_a, 0 if name == "linear" else rank_b, 2) - 2]
+    left = (batch[len(batch) - max(rank_a - 2, 0) :] + "i" if rank_a > 1 else "") + "k"
+    if name == "linear":
+        right = "ok"
+    else:
+        right = batch[len(batch) - max(rank_b - 2, 0) :] + ("ko" if rank_b > 1 else "k")
+    out = batch + ("i" if rank_a > 1 else "") + ("o" if rank_b > 1 else "")
+    product = contract(context, f"{left},{right}->{out}", a, b)
+    if addend:
+        product = combine(context.units, [*addend, product], op.outputs[0].shape)
+    return [product]
+
+
+def convolution(context: Context, op: Operation) -> list[Value]:
+    """Contract channels; windows pin what lies on spatial axes, kernel slots keep their number."""
+    x, weight, *bias = (context.value(ref) for ref in op.inputs)
+    transposed, groups = bool(op.args[6]), int(op.args[8])
+    shape = op.outputs[0].shape
+    spatial = len(weight.shape) - 2
+    if len(x.shape) == spatial + 1:  # no batch axis
+        x = reshape(context, x, (1, *x.shape))
+        shape = (1, *shape)
+    x = _only(context, x, (0, 1), "moved by a convolution window")
+    weight = _only(context, weight, (0, 1), "kernel position")
+    if groups == 1:
+        product = contract(context, "bc,co->bo" if transposed else "bc,oc->bo", x, weight)
+    else:
+        product = _grouped(context, x, weight, groups, transposed)
+    out = Value(shape, product.factors, product.uniform, why=x.why)
+    if bias:
+        channel = [a for a in range(len(shape)) if a == 1]
+        spread = Value(
+            tuple(n if a in channel else 1 for a, n in enumerate(shape)),
+            tuple(f.moved(channel) for f in bias[0].factors),
+            why=bias[0].why,
+        )
+        out = combine(context.units, [out, spread], shape)
+    if len(op.outputs[0].shape) < len(shape):
+        out = reshape(context, out, op.outputs[0].shape)
+    return [out]
+
+
+def _grouped(context: Context, x: Value, weight: Value, groups: int, transposed: bool) -> Value:
+    """See channels as (group, i): which input an index of the weight means depends on the group."""
+    rows, columns = weight.shape
+    x = reshape(context, x, (x.shape[0], groups, x.shape[1] // groups))
+    outer = reshape(context, Value(weight.shape[:1], tuple(f for f in weight.factors if f.axes == (0,)), why=weight.why),
+                    (groups, rows // groups))  # fmt: skip
+    inner = _open(context, weight, groups, columns)
+    first, second = ("gi", "go") if transposed else ("go", "gi")
+    product = contract(context, f"bgi,{first},{second}->bgo", x, outer, inner)
+    return reshape(context, product, (product.shape[0], product.shape[1] * product.shape[2]))
+
+
+def _open(context: Context, weight: Value, groups: int, columns: int) -> Value:
+    """Give axis 1 of a grouped weight one unit for each (group, index) instead of one for each index."""
+    plain = next((f for f in weight.factors if f.axes == (1,)), None)
+    if plain is None:  # one channel a group (depthwise): nothing there to renumber
+        return Value((groups, columns), uniform=frozenset(a for a, n in ((0, groups), (1, columns)) if n > 1))
+    if weight.tensor is None:  # computed from parameters: only what is common to all groups may move
+        return Value((groups, columns), (plain,), frozenset({0}), why=weight.why)
+    opened = context.opened.get(weight.tensor)
+    if opened is None or opened.factor.units.shape != (groups, columns):
+        if opened is not None:
+            for known in (opened.factor.units, plain.units):
+                context.units.pin(known, f"{weight.tensor} is used with different groups")
+        full = context.shapes[weight.tensor]
+        view = (groups, full[0] // groups, *full[1:])
+        factor = Factor((0, 2), context.units.fresh(groups, columns))
+        opened = Opened(view, factor, plain.units)
+        context.opened[weight.tensor] = opened
+    return Value((groups, columns), (Factor((0, 1), opened.factor.units),))
+
+
+def _place(value: Value, letters: str, order: list[str]) -> Value:
+    """Put a value on the common axes of a contraction; axes that it lacks have size 1 there."""
+    axes = [order.index(letter) for letter in letters]
+    shape = [1] * len(order)
+    for axis, size in zip(axes, value.shape, strict=True):
+        shape[axis] = size
+    factors = tuple(f.moved([axes[a] for a in f.axes]) for f in value.factors)
+    return Value(tuple(shape), factors, frozenset(axes[a] for a in value.uniform), why=value.why)
+
+
+def _only(context: Context, value: Value, axes: tuple[int, ...], reason: str) -> Value:
+    """Pin every factor that is not wholly on ``axes``, and forget the other axes."""
+    kept: list[Factor] = []
+    for factor in value.factors:
+        if set(factor.axes) <= set(axes):
+            kept.append(factor)
+        else:
+            context.units.pin(factor.units, reason)
+    shape = tuple(value.shape[a] for a in axes)
+    return Value(shape, tuple(kept), value.uniform & set(axes), value.tensor, value.why)
+
