@@ -1,0 +1,20 @@
+"""Affinity: how alike units are, from the weights around them, as matrix products."""
+
+from weldnet.affinity._kernel import Gaussian, InnerProduct, Kernel, VectorNorm
+from weldnet.affinity._pairs import (
+    expansion_terms,
+    exact_gaussian_affinity,
+    gaussian_affinity,
+    vector_affinity,
+)
+
+__all__ = [
+    "Gaussian",
+    "InnerProduct",
+    "Kernel",
+    "VectorNorm",
+    "exact_gaussian_affinity",
+    "expansion_terms",
+    "gaussian_affinity",
+    "vector_affinity",
+]

@@ -1,0 +1,93 @@
+"""Alignment: the methods, one file each, independent of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weldnet.alignment._method import Alignment, AlignmentMethod, Problem
+from weldnet.alignment._registry import METHODS, make_method
+from weldnet.alignment._transport import transport
+from weldnet.alignment.gamf import Gamf
+from weldnet.alignment.identity import Identity
+from weldnet.alignment.weight_matching import WeightMatching
+from weldnet.errors import UsageError
+from weldnet.structure import Structure
+
+__all__ = [
+    "METHODS",
+    "Alignment",
+    "AlignmentMethod",
+    "Gamf",
+    "Identity",
+    "Problem",
+    "WeightMatching",
+    "align",
+    "make_method",
+    "named_states",
+    "transport",
+]
+
+Network = nn.Module | Mapping[str, Tensor]
+Networks = Sequence[Network] | Mapping[str, Network]
+
+
+def align(
+    networks: Networks,
+    structure: Structure,
+    *,
+    method: str | AlignmentMethod = "gamf",
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> Alignment:
+    """Find who corresponds to whom in two or more networks.
+
+    Args:
+        networks: modules or state dicts, in a list (then named ``"a"``, ``"b"``, ...) or by name.
+        structure: where their units lie, from :func:`weldnet.capture`.
+        method: a name from :data:`METHODS` or a method object such as ``Gamf(sigma=4.0)``.
+        seed: of everything random in the method.
+        device: where to compute; the networks' own device if None.
+        options: of the method, if it is given by name.
+
+    Returns:
+        One permutation for each network and space; the first network's are identities.
+
+    Raises:
+        UsageError: an unknown method or option, or names that cannot be told apart.
+        AlignmentError: fewer than two networks, or tensors that do not fit the structure.
+        WidthError: unequal widths.
+
+    Example:
+        >>> import torch, weldnet
+        >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> a, b = make(), make()
+        >>> alignment = weldnet.align([a, b], weldnet.capture(a, torch.zeros(1, 4)), method="weight_matching")
+        >>> alignment["b"]["0"].source.shape
+        torch.Size([8])
+    """
+    chosen = make_method(method, **options)
+    with torch.no_grad():
+        target = None if device is None else torch.device(device)
+        return chosen(Problem(structure, named_states(networks), seed=seed, device=target))
+
+
+def named_states(networks: Networks) -> dict[str, Mapping[str, Tensor]]:
+    """Return the state dicts of networks by name; those of a list are named ``"a"``, ``"b"``, ..."""
+    named = networks if isinstance(networks, Mapping) else dict(zip(_letters(len(networks)), networks, strict=True))
+    if isinstance(networks, nn.Module | Tensor) or any(isinstance(n, Tensor) for n in named.values()):
+        raise UsageError("give a list of networks, or a dict of networks by name, not one network")
+    states = {}
+    for name, network in named.items():
+        state = network.state_dict() if isinstance(network, nn.Module) else network
+        states[name] = {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
+    return states
+
+
+def _letters(count: int) -> list[str]:
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    return [alphabet[i] if count <= len(alphabet) else f"n{i}" for i in range(count)]

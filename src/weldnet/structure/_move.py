@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weldnet.structure._spec import Indices, Layout, Place, Structure
+from weldnet.structure._spec import Indices, Place, Structure
 
-__all__ = ["carry", "move", "renumber", "unit_rows"]
+__all__ = ["carried_rows", "move", "renumber", "unit_rows"]
 
 #: How one space moves. An integer vector ``source`` of length m: new unit u is old unit source[u]. A matrix of
 #: shape (old, new): new unit u is the sum of the old units, weighted by column u.
@@ -38,50 +38,62 @@ def renumber(
     return out
 
 
-def carry(
-    tensor: Tensor, structure: Structure, place: Place, maps: Mapping[str, UnitMap]
+def carried_rows(
+    stack: Tensor, structure: Structure, place: Place, maps: Mapping[str, UnitMap]
 ) -> Tensor:
-    """Move every axis of ``tensor`` except those of ``place``, so that units there can be compared.
+    """Carry a stack of tensors, one a network, on every axis but ``place``'s, and unfold them along it.
 
-    Spaces without an entry in ``maps`` stay as they are.
+    Args:
+        stack: shape (networks, ...): the same tensor of every network.
+        structure: where the units lie.
+        place: the place whose units are to be compared; it stays as it is.
+        maps: for each space a stack of integer sources (networks, units) or of matrices (networks, old, new).
+
+    Returns:
+        Shape (networks, units, copies x everything else).
     """
     others = [p for p in structure.places_in(place.tensor) if p.axes != place.axes or p.view != place.view]
-    return move(tensor, structure, _maps(others, maps), keep=place)
+    if place.view is not None or any(p.view is not None for p in others):
+        one_by_one = [
+            move(tensor, structure, [(p, maps[p.space][k]) for p in others if p.space in maps], keep=place)
+            for k, tensor in enumerate(stack)
+        ]
+        return torch.stack([unit_rows(tensor, structure, place) for tensor in one_by_one])
+    for other in others:
+        if other.space in maps:
+            stack = _carry_axis(stack, other.axes[0] + 1, structure.positions(other), maps[other.space])
+    front = stack.movedim(place.axes[0] + 1, 1).flatten(2) if stack.dim() > 2 else stack.unsqueeze(-1)
+    positions = structure.positions(place)
+    if not _is_whole(positions, front.shape[1]):
+        front = front.index_select(1, torch.as_tensor(positions.reshape(-1), device=stack.device))
+    return front.reshape(len(stack), positions.shape[0], -1)
 
 
 def unit_rows(tensor: Tensor, structure: Structure, place: Place) -> Tensor:
     """Unfold ``tensor`` along ``place``: one row a unit, shape (units, copies x everything else)."""
-    positions = torch.as_tensor(structure.positions(place), device=tensor.device)
-    units, copies = positions.shape
+    positions = structure.positions(place)
     flat = _axes_first(tensor, place)
-    if place.layout == Layout() and units == flat.shape[0]:
-        return flat
-    return flat[positions.reshape(-1)].reshape(units, copies * flat.shape[1])
+    if not _is_whole(positions, flat.shape[0]):
+        flat = flat[torch.as_tensor(positions.reshape(-1), device=tensor.device)]
+    return flat.reshape(positions.shape[0], -1)
 
 
 def move(
-    tensor: Tensor,
-    structure: Structure,
-    maps: Sequence[tuple[Place, UnitMap]],
-    *,
-    keep: Place | None = None,
+    tensor: Tensor, structure: Structure, maps: Sequence[tuple[Place, Tensor]], *, keep: Place | None = None
 ) -> Tensor:
-    """Carry one tensor along the given maps, axis by axis.
+    """Carry one tensor along integer maps, axis by axis.
 
-    Where one axis depends on another (a grouped convolution), all axes move at once and the maps must be integer
-    vectors. ``keep`` then names the place whose own axes stay.
+    Where one axis depends on another (a grouped convolution) all axes move at once; ``keep`` then names the
+    place whose own axes stay.
     """
     view = next((p.view for p, _ in maps if p.view is not None), keep.view if keep is not None else None)
     if view is not None:
         return _move_jointly(tensor, structure, maps, view, keep)
-    for place, unit_map in maps:
+    for place, source in maps:
         axis, positions = place.axes[0], structure.positions(place)
-        if unit_map.dtype == torch.int64:
-            index = np.arange(tensor.shape[axis])
-            index[positions] = positions[unit_map.cpu().numpy()]
-            tensor = tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
-        else:
-            tensor = _mix(tensor, axis, positions, unit_map)
+        index = np.arange(tensor.shape[axis])
+        index[positions] = positions[source.cpu().numpy()]
+        tensor = tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
     return tensor
 
 
@@ -96,20 +108,26 @@ def _axes_first(tensor: Tensor, place: Place) -> Tensor:
     return seen.permute(*place.axes, *rest).reshape(extent, -1)
 
 
-def _mix(tensor: Tensor, axis: int, positions: Indices, matrix: Tensor) -> Tensor:
-    """Replace the units along ``axis`` by weighted sums of units, copy by copy."""
-    units, copies = positions.shape
-    order = positions.reshape(-1)
-    in_order = order.size == tensor.shape[axis] and bool((order == np.arange(order.size)).all())
-    if in_order and axis == tensor.dim() - 1 and copies == 1:
-        return tensor @ matrix
-    front = tensor.movedim(axis, 0)
-    index = torch.as_tensor(order, device=tensor.device)
-    rows = front if in_order else front[index]
-    mixed = (matrix.T @ rows.reshape(units, -1)).reshape(order.size, *front.shape[1:])
-    if not in_order:
-        mixed = front.index_copy(0, index, mixed)
-    return mixed.movedim(0, axis)
+def _is_whole(positions: Indices, extent: int) -> bool:
+    """Whether the positions are the whole axis in its own order."""
+    return positions.size == extent and bool((positions.reshape(-1) == np.arange(extent)).all())
+
+
+def _carry_axis(stack: Tensor, axis: int, positions: Indices, maps: UnitMap) -> Tensor:
+    """Carry one axis of every tensor of a stack along its own map, copy by copy."""
+    front = stack.movedim(axis, 1)
+    index = torch.as_tensor(positions, device=stack.device)
+    if maps.dtype == torch.int64:
+        source = torch.arange(front.shape[1], device=stack.device).repeat(len(stack), 1)
+        source[:, index.reshape(-1)] = index[maps].flatten(1)
+        return front[torch.arange(len(stack), device=stack.device)[:, None], source].movedim(1, axis)
+    whole = _is_whole(positions, front.shape[1])
+    rows = front if whole else front[:, index.reshape(-1)]
+    mixed = maps.transpose(1, 2) @ rows.reshape(len(stack), len(positions), -1)
+    mixed = mixed.reshape(rows.shape)
+    if not whole:
+        mixed = front.index_copy(1, index.reshape(-1), mixed)
+    return mixed.movedim(1, axis)
 
 
 def _move_jointly(

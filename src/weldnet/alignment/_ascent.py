@@ -1,0 +1,186 @@
+"""The state that block-coordinate methods share: features of all networks, couplings, and scores of one space.
+
+The first network is the anchor: its units are the universe. Couplings of the others are, space by space, either
+integer sources or soft matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from weldnet.affinity import Kernel
+from weldnet.alignment._method import Alignment, Problem
+from weldnet.assignment import Nest, Permutation, best_nested_permutations
+from weldnet.structure import Place, Space, Structure, carried_rows, renumber
+
+__all__ = ["WEIGHTINGS", "Ascent", "Weighting", "hard_sweeps", "start"]
+
+#: How much a tensor counts, given its mean square and its number of entries, once it is scaled to mean square 1.
+Weighting = Callable[[float, int], float]
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "raw": lambda square, entries: square,
+    "entry": lambda square, entries: 1.0,
+    "tensor": lambda square, entries: 1.0 / entries,
+    "root": lambda square, entries: entries**-0.5,
+}
+
+
+@dataclass
+class Ascent:
+    """Networks on their way to a common order.
+
+    Args:
+        structure: where the units lie.
+        names: of the networks; the first is the anchor.
+        stacks: for every tensor with a place, all networks' values scaled to mean square 1, shape (networks, ...).
+        weights: how much each tensor counts.
+        couplings: for each space the couplings of networks 1, 2, ..., integer sources (networks - 1, units) or soft
+            matrices (networks - 1, units, universe).
+    """
+
+    structure: Structure
+    names: tuple[str, ...]
+    stacks: dict[str, Tensor]
+    weights: dict[str, float]
+    couplings: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def moving(self) -> range:
+        """The numbers of the networks that are moved."""
+        return range(1, len(self.names))
+
+    def scores(self, space: Space, kernel: Kernel, group: Sequence[int]) -> Tensor:
+        """Return how well the units of each network in ``group`` fit the universe, shape (group, units, universe)."""
+        total = torch.zeros(len(group), space.size, space.size, device=self.device)
+        for place in self.structure.places_of(space.name):
+            scores = kernel.scores(self._rows(place), self.couplings[space.name], group)
+            total.add_(scores, alpha=self.weights[place.tensor])
+        return total
+
+    def assign(self, root: Space, kernel: Kernel) -> bool:
+        """Give every network in turn the best hard couplings of a root space and what is nested in it.
+
+        Returns:
+            Whether anything moved.
+        """
+        tree = self.structure.tree(root.name)
+        pools = {
+            space.name: [
+                (self.weights[p.tensor], kernel.pool(self._rows(p), self.couplings[space.name]))
+                for p in self.structure.places_of(space.name)
+            ]
+            for space in tree
+        }
+        moved = False
+        for k in self.moving:
+            scores = {
+                space.name: sum(
+                    (w * pool.scores(k) for w, pool in pools[space.name]),
+                    start=torch.zeros(space.size, space.size, device=self.device),
+                )
+                for space in tree
+            }
+            best = best_nested_permutations(_nest(self.structure, root, scores))
+            if not self._improves(scores, best, k):
+                continue
+            moved = True
+            for name, source in best.items():
+                self.couplings[name][k - 1] = source
+                for _, pool in pools[name]:
+                    pool.replace(k, self.couplings[name][k - 1])
+        return moved
+
+    def _improves(self, scores: Mapping[str, Tensor], best: Mapping[str, Tensor], k: int) -> bool:
+        """Whether new couplings raise the scores by more than float32 can tell: else moving would only cycle."""
+        gain, size = 0.0, 0.0
+        for name, source in best.items():
+            universe = torch.arange(len(source))
+            table = scores[name].double().cpu()
+            old = self.couplings[name][k - 1].cpu()
+            gain += float(table[source, universe].sum() - table[old, universe].sum())
+            size += float(table.abs().amax(0).sum())
+        return gain > 1e-6 * size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the stacks lie."""
+        return next((stack.device for stack in self.stacks.values()), torch.device("cpu"))
+
+    def objective(self) -> float:
+        """Return the mean cosine between the networks' tensors in the universe, over all pairs and all spaces' tensors.
+
+        Couplings must be hard. 1 means that all networks are equal up to renumbering.
+        """
+        count = len(self.names)
+        inner, norms = 0.0, 0.0
+        states = [
+            renumber(
+                {name: stack[k] for name, stack in self.stacks.items()},
+                self.structure,
+                {s: c[k - 1] for s, c in self.couplings.items()} if k else {},
+            )
+            for k in range(count)
+        ]
+        for name in self.stacks:
+            moved = torch.stack([state[name].flatten() for state in states]).double()
+            total = moved.sum(0)
+            own = float(moved.square().sum())
+            inner += self.weights[name] * (float(total.square().sum()) - own)
+            norms += self.weights[name] * own * (count - 1)
+        return inner / norms if norms else 1.0
+
+    def alignment(self, method: str, stats: Mapping[str, object], first: str) -> Alignment:
+        """Return the hard couplings as an alignment in the order of network ``first``."""
+        couplings = {self.names[0]: {s.name: Permutation.identity(s.size) for s in self.structure.spaces}}
+        for k in self.moving:
+            couplings[self.names[k]] = {s: Permutation(c[k - 1]) for s, c in self.couplings.items()}
+        return Alignment(couplings, method, stats).relative_to(first)
+
+    def _rows(self, place: Place) -> Tensor:
+        """Features of all networks at one place, shape (networks, units, d), other axes in the universe."""
+        stack = self.stacks[place.tensor]
+        maps = {p.space: self.couplings[p.space] for p in self.structure.places_in(place.tensor)}
+        anchor = carried_rows(stack[:1], self.structure, place, {})
+        return torch.cat([anchor, carried_rows(stack[1:], self.structure, place, maps)])
+
+
+def start(problem: Problem, weighting: str, order: Sequence[str] | None = None) -> Ascent:
+    """Stack the networks' tensors in float32, scaled to mean square 1, with identity couplings."""
+    names = tuple(order or problem.names)
+    structure = problem.structure
+    stacks: dict[str, Tensor] = {}
+    weights: dict[str, float] = {}
+    for name in dict.fromkeys(place.tensor for place in structure.places):
+        tensors = [problem.states[n][name].detach().to(problem.device, torch.float32) for n in names]
+        stack = torch.stack([t.to(tensors[0].device) for t in tensors])
+        square = float(stack.double().square().mean())
+        stacks[name] = stack / square**0.5 if square else stack
+        weights[name] = WEIGHTINGS[weighting](square, stack[0].numel())
+    ascent = Ascent(structure, names, stacks, weights)
+    for space in structure.spaces:
+        ascent.couplings[space.name] = torch.arange(space.size, device=ascent.device).repeat(len(names) - 1, 1)
+    return ascent
+
+
+def _nest(structure: Structure, space: Space, scores: Mapping[str, Tensor]) -> Nest:
+    children = tuple(_nest(structure, child, scores) for child in structure.children(space.name))
+    return Nest(space.name, scores[space.name], children)
+
+
+def hard_sweeps(ascent: Ascent, kernel: Kernel, orders: Iterable[Sequence[Space]]) -> tuple[int, bool]:
+    """Assign space after space until a whole sweep moves nothing.
+
+    Returns:
+        The number of sweeps, and whether the last one moved nothing.
+    """
+    sweeps = 0
+    for order in orders:
+        sweeps += 1
+        if not any([ascent.assign(root, kernel) for root in order]):
+            return sweeps, True
+    return sweeps, False

@@ -1,0 +1,183 @@
+"""What every alignment method takes and gives: a leaf module that the methods share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from weldnet.assignment import Permutation
+from weldnet.checkpoints import atomic_path, validate_finite
+from weldnet.errors import AlignmentError, CheckpointError, WidthError
+from weldnet.structure import Structure
+
+__all__ = ["Alignment", "AlignmentMethod", "Problem"]
+
+State = Mapping[str, Tensor]
+
+
+@final
+@dataclass(frozen=True)
+class Problem:
+    """Networks of one structure, to be aligned.
+
+    Args:
+        structure: where the units lie.
+        states: state dict of each network, by name; two or more.
+        seed: of everything random in a method.
+        device: where to compute; the networks' own device if None.
+
+    Raises:
+        AlignmentError: fewer than two networks, or tensors missing.
+        WidthError: a tensor's shape is not the structure's.
+        CheckpointError: a tensor holds NaN or Inf.
+    """
+
+    structure: Structure
+    states: Mapping[str, State]
+    seed: int = 0
+    device: torch.device | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.states) < 2:
+            raise AlignmentError(f"alignment needs two networks or more; got {len(self.states)}")
+        for name, state in self.states.items():
+            _check_shapes(self.structure, name, state)
+            validate_finite(state, name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The networks' names, in order."""
+        return tuple(self.states)
+
+
+@final
+@dataclass(frozen=True)
+class Alignment:
+    """Who went where: one coupling per space, per network.
+
+    ``alignment["b"]["features.0"]`` is the coupling of network b in that space; the universe is in the order of the
+    first network, whose couplings are identities.
+
+    Args:
+        couplings: by network and space.
+        method: what made it, for the record.
+        stats: what the method measured: ``objective``, ``sweeps``, ``converged``.
+    """
+
+    couplings: Mapping[str, Mapping[str, Permutation]]
+    method: str = ""
+    stats: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __getitem__(self, network: str) -> Mapping[str, Permutation]:
+        try:
+            return self.couplings[network]
+        except KeyError:
+            known = ", ".join(self.couplings)
+            raise AlignmentError(f"no network {network!r} in this alignment; it has {known}") from None
+
+    @property
+    def moved(self) -> dict[str, float]:
+        """The share of units that change their number, for each network."""
+        return {
+            name: sum(p.moved * len(p) for p in spaces.values()) / max(1, sum(len(p) for p in spaces.values()))
+            for name, spaces in self.couplings.items()
+        }
+
+    def relative_to(self, network: str) -> Alignment:
+        """Return the same alignment with the universe in the order of one network."""
+        back = {space: p.inverse() for space, p in self[network].items()}
+        couplings = {
+            name: {space: back[space].after(p) for space, p in spaces.items()} for name, spaces in self.couplings.items()
+        }
+        return Alignment(couplings, self.method, self.stats)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the alignment as one safetensors file, atomically.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        names = {str(i): name for i, name in enumerate(self.couplings)}
+        tensors = {
+            f"{i}/{space}": p.source
+            for i, name in names.items()
+            for space, p in self.couplings[name].items()
+        }
+        metadata = {
+            "format": "weldnet-alignment",
+            "networks": json.dumps(list(names.values())),
+            "method": self.method,
+            "stats": json.dumps(dict(self.stats), default=str),
+        }
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Alignment:
+        """Read an alignment that :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing or is not an alignment.
+        """
+        try:
+            with safe_open(os.fspath(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != "weldnet-alignment":
+                    raise CheckpointError(f"{path} is not an alignment; Alignment.save() writes one")
+                networks: list[str] = json.loads(metadata["networks"])
+                couplings: dict[str, dict[str, Permutation]] = {name: {} for name in networks}
+                for key in file.keys():  # noqa: SIM118  (safe_open has no iterator)
+                    number, _, space = key.partition("/")
+                    couplings[networks[int(number)]][space] = Permutation(file.get_tensor(key))
+        except (OSError, SafetensorError, ValueError, KeyError, IndexError) as error:
+            raise CheckpointError(f"{path} cannot be read as an alignment: {error}") from error
+        return Alignment(couplings, metadata.get("method", ""), json.loads(metadata.get("stats", "{}")))
+
+
+@runtime_checkable
+class AlignmentMethod(Protocol):
+    """A method is a frozen value; the networks come with the call.
+
+    ``name`` is the word that the registry, the command line and reports use; ``order_invariant`` says whether
+    the order of the networks leaves the result's function unchanged; ``equivariant`` whether renumbering an
+    input does.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def order_invariant(self) -> bool: ...
+    @property
+    def equivariant(self) -> bool: ...
+
+    def __call__(self, problem: Problem, /) -> Alignment:
+        """Align the networks of a problem."""
+        ...
+
+
+def _check_shapes(structure: Structure, name: str, state: State) -> None:
+    for tensor, shape in structure.shapes.items():
+        if tensor not in state:
+            raise AlignmentError(
+                f"network {name!r} has no tensor {tensor!r}, which the structure lists; are these the same architecture?"
+            )
+        got = tuple(state[tensor].shape)
+        if got == shape:
+            continue
+        for place in structure.places_in(tensor):
+            axis = place.axes[0]
+            if place.view is None and len(got) == len(shape) and got[axis] != shape[axis]:
+                raise WidthError(
+                    f"space {place.space!r}: {tensor} has {shape[axis]} positions on axis {axis} in the structure, "
+                    f"{got[axis]} in {name!r}; train or load networks of equal widths"
+                )
+        raise AlignmentError(f"network {name!r}: {tensor} has shape {got}, the structure {shape}")

@@ -1,0 +1,46 @@
+"""The methods by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from weldnet.alignment._method import AlignmentMethod
+from weldnet.alignment.gamf import Gamf
+from weldnet.alignment.identity import Identity
+from weldnet.alignment.weight_matching import WeightMatching
+from weldnet.errors import UsageError
+
+__all__ = ["METHODS", "make_method"]
+
+METHODS: dict[str, type[AlignmentMethod]] = {
+    "identity": Identity,
+    "weight_matching": WeightMatching,
+    "gamf": Gamf,
+}
+
+
+def make_method(method: str | AlignmentMethod, **options: Any) -> AlignmentMethod:
+    """Return a method by name with options, or the method itself.
+
+    Raises:
+        UsageError: an unknown name or option; the message lists the known ones.
+    """
+    if not isinstance(method, str):
+        if options:
+            raise UsageError(f"options {sorted(options)} go with a method's name, not with {method!r}")
+        return method
+    if method not in METHODS:
+        close = difflib.get_close_matches(method, METHODS, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UsageError(f"unknown method {method!r}{hint}; weldnet has {', '.join(METHODS)}")
+    kind = METHODS[method]
+    known = [f.name for f in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
+    for option in options:
+        if option not in known:
+            raise UsageError(f"{method} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise UsageError(f"{method}: an option has the wrong type: {error}") from error

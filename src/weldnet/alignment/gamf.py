@@ -1,0 +1,166 @@
+"""GAMF: graduated assignment model fusion, for any structure and any number of networks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+
+from weldnet.affinity import Gaussian, InnerProduct, Kernel, VectorNorm
+from weldnet.alignment._ascent import WEIGHTINGS, Ascent, hard_sweeps, start
+from weldnet.alignment._method import Alignment, Problem
+from weldnet.assignment import Potentials, best_permutation, sinkhorn, standardise
+from weldnet.errors import UsageError
+from weldnet.structure import Space
+
+__all__ = ["Gamf"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Gamf:
+    """Match units by annealing: soft couplings first, harder and harder, permutations in the end.
+
+    Every network k is mapped to a common universe. For one space the affinities of its units to the universe are
+    ``A_k[a, u] = sum_places sum_j sum_(k' != k) sum_b kappa(F_k[a, j], F_k'[b, j]) U_k'[b, u]``, with features F whose
+    other axes are carried by the current couplings. Spaces are visited in turn; each visit standardises A and
+    replaces the space's couplings by Sinkhorn's plan at temperature tau, and tau falls from ``tau`` by ``gamma`` to
+    ``tau_min``. Then Hungarian sweeps in alternating direction, until nothing moves: the result is never soft.
+    Networks are taken in the order of their norm, so that neither their order nor the numbering of their units matters.
+    Spaces that others are nested in (groups, heads) are assigned exactly, and hard, throughout.
+
+    Args:
+        sigma: width of the Gaussian kernel in units of each tensor's mean square; ``inf`` is the inner product.
+        affinity: ``"edge"`` compares weight by weight as the paper does; ``"vector"`` whole unit vectors as the
+            authors' code does (then ``sigma`` has no meaning and must stay at its default).
+        weighting: how much a tensor counts: ``"raw"`` by its values, ``"entry"`` by its number of entries,
+            ``"root"`` by the square root of that, ``"tensor"`` all alike.
+        tau: first temperature, in standard deviations of the affinities.
+        gamma: factor from one temperature to the next.
+        tau_min: last temperature.
+        sweeps: at most, for each temperature.
+        settled: a temperature is left once a sweep moves less than this share of the units' mass.
+        sinkhorn_iterations: for each visit, warm-started.
+        hard_sweeps: at most, at the end.
+        tolerance: relative error of the fast Gaussian expansion; 0 forces the exact kernel.
+
+    Source: Liu et al., "Deep Neural Network Fusion via Graph Matching", ICML 2022, in the general form of
+    ``docs/methods.md``; defaults by the study in ``docs/results/gamf-defaults.md``.
+    """
+
+    sigma: float = math.inf
+    affinity: Literal["edge", "vector"] = "edge"
+    weighting: Literal["raw", "entry", "root", "tensor"] = "entry"
+    tau: float = 0.3
+    gamma: float = 0.85
+    tau_min: float = 0.01
+    sweeps: int = 5
+    settled: float = 0.02
+    sinkhorn_iterations: int = 20
+    hard_sweeps: int = 100
+    tolerance: float = 1e-4
+    name = "gamf"
+    order_invariant = True
+    equivariant = True
+
+    def __post_init__(self) -> None:
+        limits = {
+            "sigma": self.sigma > 0,
+            "affinity": self.affinity in ("edge", "vector"),
+            "weighting": self.weighting in WEIGHTINGS,
+            "tau": 0 < self.tau < math.inf,
+            "gamma": 0 < self.gamma < 1,
+            "tau_min": 0 < self.tau_min <= self.tau,
+            "sweeps": self.sweeps >= 1,
+            "settled": self.settled >= 0,
+            "sinkhorn_iterations": self.sinkhorn_iterations >= 1,
+            "hard_sweeps": self.hard_sweeps >= 1,
+            "tolerance": 0 <= self.tolerance < 1,
+        }
+        for option, fine in limits.items():
+            if not fine:
+                raise UsageError(f"gamf: {option} is {getattr(self, option)!r}, which is out of range; see Gamf's docs")
+        if self.affinity == "vector" and self.sigma != math.inf:
+            raise UsageError(f"gamf: sigma is {self.sigma} but the vector affinity has no sigma; leave one of them out")
+
+    def __call__(self, problem: Problem, /) -> Alignment:
+        """Align all networks; the universe is given in the order of the first."""
+        ascent = start(problem, self.weighting, _by_norm(problem))
+        soft_sweeps = self._anneal(ascent)
+        roots = problem.structure.roots
+        directions = itertools.islice(itertools.cycle([roots, roots[::-1]]), self.hard_sweeps)
+        count, converged = hard_sweeps(ascent, self._kernel(), directions)
+        stats = {
+            "objective": ascent.objective(),
+            "soft_sweeps": soft_sweeps,
+            "sweeps": count,
+            "converged": converged,
+        }
+        return ascent.alignment(repr(self), stats, problem.names[0])
+
+    def _kernel(self) -> Kernel:
+        if self.affinity == "vector":
+            return VectorNorm()
+        return InnerProduct() if self.sigma == math.inf else Gaussian(self.sigma, self.tolerance)
+
+    def _anneal(self, ascent: Ascent) -> int:
+        """Bring the couplings from uniform to nearly hard, then to the nearest permutations; count the sweeps."""
+        kernel = self._kernel()
+        roots = ascent.structure.roots
+        soft = [s for s in roots if len(ascent.structure.tree(s.name)) == 1]
+        for space in soft:
+            uniform = torch.full((len(ascent.moving), space.size, space.size), 1 / space.size, device=ascent.device)
+            ascent.couplings[space.name] = uniform
+        warm: dict[str, Potentials] = {}
+        count = 0
+        directions = itertools.cycle([roots, roots[::-1]])
+        for tau in _temperatures(self.tau, self.gamma, self.tau_min):
+            for _ in range(self.sweeps):
+                count += 1
+                moved = [self._visit(ascent, kernel, root, tau, warm) for root in next(directions)]
+                if sum(moved) <= self.settled * max(1, sum(s.size for s in soft)):
+                    break
+        for space in soft:
+            plans = ascent.couplings[space.name]
+            ascent.couplings[space.name] = torch.stack([best_permutation(plan) for plan in plans]).to(ascent.device)
+        return count
+
+    def _visit(self, ascent: Ascent, kernel: Kernel, root: Space, tau: float, warm: dict[str, Potentials]) -> float:
+        """Update one root space; return how many units' mass moved, averaged over the networks."""
+        if ascent.structure.children(root.name):
+            ascent.assign(root, kernel)
+            return 0.0
+        moved = 0.0
+        for number, group in enumerate(_groups(ascent.moving)):
+            scores = standardise(ascent.scores(root, kernel, group))
+            key = f"{root.name}/{number}"
+            plan, warm[key] = sinkhorn(scores, tau, iterations=self.sinkhorn_iterations, start=warm.get(key))
+            chosen = [k - 1 for k in group]
+            moved += float((plan - ascent.couplings[root.name][chosen]).abs().sum()) / 2
+            ascent.couplings[root.name][chosen] = plan
+        return moved / len(ascent.moving)
+
+
+def _temperatures(tau: float, gamma: float, tau_min: float) -> Iterator[float]:
+    while tau >= tau_min:
+        yield tau
+        tau *= gamma
+
+
+def _groups(moving: Sequence[int]) -> list[list[int]]:
+    """Networks that are updated at once; two groups, because updating all at once oscillates."""
+    return [group for group in (list(moving)[::2], list(moving)[1::2]) if group]
+
+
+def _by_norm(problem: Problem) -> list[str]:
+    """Order the networks by a number that neither their order nor the numbering of their units changes."""
+
+    def norm(name: str) -> float:
+        tensors = {place.tensor for place in problem.structure.places}
+        return sum(float(problem.states[name][t].detach().double().square().sum()) for t in sorted(tensors))
+
+    return sorted(problem.names, key=norm)

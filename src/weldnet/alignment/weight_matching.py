@@ -1,0 +1,56 @@
+"""Weight matching: coordinate ascent on the inner product of weights (Git Re-Basin)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from weldnet.affinity import InnerProduct
+from weldnet.alignment._ascent import hard_sweeps, start
+from weldnet.alignment._method import Alignment, Problem
+from weldnet.errors import UsageError
+from weldnet.structure import Space
+
+__all__ = ["WeightMatching"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class WeightMatching:
+    """Maximise ``sum_layers <W_l^A, P_l W_l^B P_(l-1)^T>`` over permutations, one space at a time.
+
+    Starts from the identity and takes the spaces in random order, one linear assignment each, until a whole sweep
+    moves nothing. With more than two networks the objective is summed over all pairs and every network but the
+    first is matched in turn, so that the couplings are cycle-consistent.
+
+    Args:
+        sweeps: at most.
+
+    Source: Ainsworth et al., "Git Re-Basin", https://arxiv.org/abs/2209.04836, algorithm 1.
+    """
+
+    sweeps: int = 100
+    name = "weight_matching"
+    order_invariant = False
+    equivariant = False
+
+    def __post_init__(self) -> None:
+        if self.sweeps < 1:
+            raise UsageError(f"weight_matching: sweeps is {self.sweeps}; give 1 or more")
+
+    def __call__(self, problem: Problem, /) -> Alignment:
+        """Align all networks to the first one."""
+        ascent = start(problem, "raw")
+        generator = torch.Generator().manual_seed(problem.seed)
+        orders = _random_orders(problem.structure.roots, self.sweeps, generator)
+        count, converged = hard_sweeps(ascent, InnerProduct(), orders)
+        stats = {"objective": ascent.objective(), "sweeps": count, "converged": converged}
+        return ascent.alignment(repr(self), stats, problem.names[0])
+
+
+def _random_orders(roots: Sequence[Space], count: int, generator: torch.Generator) -> Iterator[list[Space]]:
+    for _ in range(count):
+        yield [roots[i] for i in torch.randperm(len(roots), generator=generator).tolist()]
