@@ -48,16 +48,19 @@ def read_parquet(files: list[Path], name: str) -> Pixels:
 
     def read() -> Pixels:
         import datasets
+        from pyarrow import parquet
 
         with tempfile.TemporaryDirectory(prefix="weldnet-") as scratch, _quiet():
             try:
+                if not sum(parquet.read_metadata(file).num_rows for file in files):
+                    raise DataError(f"{files[0]} has no rows; give a split with at least one image")
                 table = datasets.Dataset.from_parquet(
                     [str(file) for file in files], cache_dir=scratch, keep_in_memory=True
                 )
+            except DataError:
+                raise
             except Exception as error:
-                raise DataError(
-                    f"{name}: {files[0]} cannot be read as Parquet ({_first_line(error)})"
-                ) from error
+                raise DataError(f"{files[0]} cannot be read as Parquet ({_first_line(error)})") from error
             assert isinstance(table, datasets.Dataset)
             return _decode(table, name)
 
@@ -68,7 +71,7 @@ def read_hub(repository: str, names: Iterable[str], why: str) -> Pixels:
     """Download one split from the Hugging Face hub and decode it; `names` are the split's possible names.
 
     Raises:
-        DataError: if the hub cannot be reached or lacks the dataset; the message ends with `why`.
+        DataError: if the hub cannot be reached or lacks the dataset; the message starts with `why`.
     """
     import datasets
 

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -209,7 +209,8 @@ class _Run:
             torch.save(state, scratch)
             os.replace(scratch, path)
         except (OSError, RuntimeError) as error:
-            scratch.unlink(missing_ok=True)
+            with suppress(OSError):
+                scratch.unlink()
             raise TrainingError(f"the training state {path} cannot be written ({error})") from error
 
     def restore(self, path: Path) -> None:
@@ -250,7 +251,8 @@ def _check(model: nn.Module, data: Split) -> None:
         name, weight = next(iter(model.named_parameters()), ("", torch.empty(0)))
         raise DataError(
             f"{data.name}: images of shape {shape} do not fit the model, whose first weight {name!r} "
-            f"has shape {tuple(weight.shape)}; give the model or the data that belong together ({_first_line(error)})"
+            f"has shape {tuple(weight.shape)}; give the model or the data that belong together "
+            f"({_first_line(error)})"
         ) from error
     if len(outputs) != 2 or outputs[1] <= int(data.labels.max()):
         raise DataError(

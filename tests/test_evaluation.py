@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from weldnet.data import Split
+from weldnet.errors import DataError, ModelError, UsageError
+from weldnet.evaluation import agreement, barrier, ensemble_metrics, evaluate, predict_logits
+from weldnet.models import mlp, resnet20, simple_cnn
+from weldnet.training import initialise
+
+
+@pytest.fixture
+def data() -> Split:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(30, 1, 8, 8, generator=generator)
+    labels = torch.randint(0, 10, (30,), generator=generator)
+    return Split(images, labels, tuple("0123456789"), "noise")
+
+
+def network(seed: int) -> nn.Module:
+    return initialise(lambda: simple_cnn(image_size=8, width=0.25), seed)
+
+
+def test_metrics_are_their_definitions(data):
+    model = network(0)
+    logits = model(data.images).detach()
+    metrics = evaluate(model, data)
+    assert metrics.accuracy == (logits.argmax(1) == data.labels).double().mean().item()
+    assert metrics.loss == pytest.approx(functional.cross_entropy(logits, data.labels).item(), rel=1e-6)
+    assert metrics.samples == 30
+    torch.testing.assert_close(predict_logits(model, data), logits)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 512])
+def test_the_batch_size_does_not_matter(data, batch_size):
+    expected, got = evaluate(network(0), data), evaluate(network(0), data, batch_size=batch_size)
+    assert got.accuracy == expected.accuracy
+    assert got.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "loader", "list"])
+def test_datasets_loaders_and_batches_give_the_same(data, kind):
+    dataset = TensorDataset(data.images, data.labels)
+    loader = DataLoader(dataset, batch_size=7)
+    source = {"dataset": dataset, "loader": loader, "list": list(loader)}[kind]
+    assert evaluate(network(0), source).loss == pytest.approx(evaluate(network(0), data).loss, rel=1e-6)
+
+
+def test_evaluation_changes_neither_weights_nor_statistics_nor_flags():
+    model = resnet20(width=0.25).train()
+    model.layer1.eval()
+    before = copy.deepcopy(model)
+    data = Split(torch.randn(8, 3, 32, 32), torch.zeros(8, dtype=torch.long), ("a",), "noise")
+    first, second = evaluate(model, data), evaluate(model, data, batch_size=3)
+    assert first.loss == pytest.approx(second.loss, rel=1e-4)
+    torch.testing.assert_close(model.state_dict(), before.state_dict(), rtol=0, atol=0)
+    flags = [[module.training for module in m.modules()] for m in (model, before)]
+    assert flags[0] == flags[1]
+
+
+def test_flags_come_back_after_a_failure():
+    model = mlp((4, 3, 2)).train()
+    with pytest.raises(DataError):
+        evaluate(model, [(torch.zeros(2, 5), torch.zeros(2, dtype=torch.long))])
+    assert model.training
+
+
+def test_an_ensemble_averages_probabilities(data):
+    models = [network(seed) for seed in range(3)]
+    mean = torch.stack([model(data.images).softmax(1) for model in models]).mean(0).detach()
+    metrics = ensemble_metrics(models, data)
+    assert metrics.loss == pytest.approx(functional.nll_loss(mean.log(), data.labels).item(), rel=1e-5)
+    assert metrics.accuracy == (mean.argmax(1) == data.labels).double().mean().item()
+
+
+def test_an_ensemble_of_copies_is_the_network(data):
+    single, triple = evaluate(network(0), data), ensemble_metrics([network(0)] * 3, data)
+    assert triple.accuracy == single.accuracy
+    assert triple.loss == pytest.approx(single.loss, rel=1e-6)
+
+
+def test_agreement_is_whole_with_itself(data):
+    first, second = (predict_logits(network(seed), data) for seed in (0, 1))
+    assert agreement(first, first) == 1.0
+    assert agreement(first, second) == agreement(second, first) < 1.0
+
+
+def loss_on(data: Split):
+    return lambda model: evaluate(model, data).loss
+
+
+def test_the_barrier_of_a_network_with_itself_is_zero(data):
+    result = barrier(network(0), network(0), evaluate=loss_on(data), points=5)
+    assert result.height == pytest.approx(0, abs=1e-9)
+    assert result.points == (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def test_the_ends_of_the_line_are_the_networks_and_the_line_is_straight(data):
+    a, b = network(0), network(1)
+    seen = []
+
+    def watch(model: nn.Module) -> float:
+        assert not model.training
+        seen.append(copy.deepcopy(model.state_dict()))
+        return evaluate(model, data).loss
+
+    before = copy.deepcopy((a.state_dict(), b.state_dict()))
+    result = barrier(a, b, evaluate=watch, points=3)
+    torch.testing.assert_close((a.state_dict(), b.state_dict()), before, rtol=0, atol=0)
+    assert a.training
+    torch.testing.assert_close(seen[0], a.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(seen[2], b.state_dict(), rtol=0, atol=0)
+    middle = {key: (value + b.state_dict()[key]) / 2 for key, value in a.state_dict().items()}
+    torch.testing.assert_close(seen[1], middle)
+    assert result.values[0] == evaluate(a, data).loss
+    assert result.values[2] == evaluate(b, data).loss
+
+
+def test_the_height_is_measured_from_the_line_between_the_ends():
+    values = iter([1.0, 4.0, 2.0])
+    result = barrier(mlp((2, 2)), mlp((2, 2)), evaluate=lambda model: next(values), points=3)
+    assert result.excess == pytest.approx((0.0, 2.5, 0.0))
+    assert result.height == pytest.approx(2.5)
+
+
+def test_a_valley_is_no_barrier_and_nan_is_not_hidden():
+    valley, broken = iter([1.0, 0.0, 1.0]), iter([1.0, math.nan, 1.0])
+    assert barrier(mlp((2, 2)), mlp((2, 2)), evaluate=lambda model: next(valley), points=3).height == 0
+    assert math.isnan(barrier(mlp((2, 2)), mlp((2, 2)), evaluate=lambda model: next(broken), points=3).height)
+
+
+def test_integer_buffers_stay_those_of_the_first_network():
+    a, b = resnet20(width=0.1), resnet20(width=0.1)
+    b(torch.randn(2, 3, 32, 32))
+    counts = []
+    barrier(a, b, evaluate=lambda model: counts.append(int(model.bn1.num_batches_tracked)) or 0.0, points=3)
+    assert counts == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (mlp((4, 5, 2)), ["layers.0.weight", "(3, 4)", "(5, 4)"]),
+        (mlp((4, 3, 2), bias=False), ["layers.0.bias", "missing"]),
+    ],
+)
+def test_networks_of_different_architectures_have_no_line(other, words):
+    with pytest.raises(ModelError) as caught:
+        barrier(mlp((4, 3, 2)), other, evaluate=lambda model: 0.0)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("points", [-1, 0, 1])
+def test_a_line_needs_two_points(points):
+    with pytest.raises(UsageError, match="points"):
+        barrier(mlp((2, 2)), mlp((2, 2)), evaluate=lambda model: 0.0, points=points)
+
+
+@pytest.mark.parametrize(
+    ("model", "batches", "error", "words"),
+    [
+        (mlp((4, 2)), [], DataError, ["no samples"]),
+        (mlp((4, 2)), [(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))], DataError, ["no samples"]),
+        (
+            mlp((4, 2)),
+            [(torch.zeros(2, 1, 5), torch.zeros(2, dtype=torch.long))],
+            DataError,
+            ["(1, 5)", "layers.0.weight", "(2, 4)"],
+        ),
+        (mlp((4, 2)), [(torch.zeros(2, 4), torch.tensor([0, 2]))], DataError, ["label 2", "has 2"]),
+        (nn.Conv2d(1, 2, 3), [(torch.zeros(2, 1, 8, 8), torch.zeros(2))], ModelError, ["(2, 2, 6, 6)"]),
+    ],
+)
+def test_data_that_does_not_fit_is_refused_in_one_line(model, batches, error, words):
+    with pytest.raises(error) as caught:
+        evaluate(model, batches)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_ensembles_and_agreement_refuse_what_cannot_be_compared(data):
+    with pytest.raises(UsageError, match="0 networks"):
+        ensemble_metrics([], data)
+    with pytest.raises(ModelError, match=r"\(30, 10\) and \(30, 12\)"):
+        ensemble_metrics([network(0), simple_cnn(12, image_size=8)], data)
+    with pytest.raises(DataError, match=r"\(2, 3\) and \(3, 3\)"):
+        agreement(torch.zeros(2, 3), torch.zeros(3, 3))
+    with pytest.raises(UsageError, match="batch_size 0"):
+        evaluate(network(0), data, batch_size=0)

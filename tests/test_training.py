@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import copy
+import math
+import os
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from weldnet import models
+from weldnet.data import Split, load
+from weldnet.errors import DataError, TrainingError, UsageError
+from weldnet.training import Recipe, initialise, train
+from weldnet.training._recipe import crop_flip, lr_factor
+
+RECIPE = Recipe(epochs=3, batch_size=32, schedule="onecycle", augment="crop-flip", lr=3e-3, seed=5)
+
+
+class InterruptedRunError(Exception):
+    pass
+
+
+class Busy(nn.Module):
+    """Has a convolution, batch norm and dropout: everything that carries state or draws random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.3)
+        self.fc = nn.Linear(4 * 64, 10)
+
+    def forward(self, x):
+        return self.fc(self.drop(self.norm(self.conv(x)).relu()).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def digits() -> Split:
+    pytest.importorskip("sklearn")
+    return load("digits", split="train", limit=200)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return initialise(Busy, 1)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RECIPE,
+        replace(RECIPE, optimizer="sgd", lr=0.05, weight_decay=1e-3, schedule="cosine", label_smoothing=0.1),
+        replace(RECIPE, precision="bfloat16", schedule="constant", augment="none"),
+    ],
+    ids=["adam", "sgd", "bfloat16"],
+)
+def test_a_resumed_run_gives_the_weights_of_an_unbroken_one(model, digits, recipe, tmp_path, monkeypatch):
+    whole = train(model, digits, recipe, progress=False)
+    path = tmp_path / "deep" / "run.state"
+    replaced = os.replace
+
+    def stop_after_two(source, target):
+        replaced(source, target)
+        stop_after_two.left -= 1
+        if not stop_after_two.left:
+            raise InterruptedRunError
+
+    stop_after_two.left = 2
+    monkeypatch.setattr(os, "replace", stop_after_two)
+    with pytest.raises(InterruptedRunError):
+        train(model, digits, recipe, state_path=path, progress=False)
+    monkeypatch.undo()
+    torch.rand(3)
+    resumed = train(model, digits, recipe, state_path=path, resume=True, progress=False)
+    assert same(whole.model, resumed.model)
+    losses = [[epoch.loss for epoch in result.history] for result in (whole, resumed)]
+    assert losses[0] == losses[1]
+    again = train(model, digits, recipe, state_path=path, resume=True, progress=False)
+    assert same(whole.model, again.model)
+
+
+def test_the_same_seed_gives_bit_equal_weights_and_another_seed_others(model, digits):
+    first, second, other = (train(model, digits, replace(RECIPE, seed=s), progress=False) for s in (5, 5, 6))
+    assert same(first.model, second.model)
+    assert not same(first.model, other.model)
+
+
+def test_training_changes_neither_the_model_nor_the_global_generator(model, digits):
+    model.eval()
+    model.conv.train()
+    before, images, state = copy.deepcopy(model), digits.images.clone(), torch.get_rng_state()
+    result = train(model, digits, RECIPE, progress=False)
+    assert same(model, before)
+    assert torch.equal(digits.images, images)
+    assert torch.equal(torch.get_rng_state(), state)
+    flags = [[module.training for module in m.modules()] for m in (model, result.model)]
+    assert flags[0] == flags[1]
+    assert all(parameter.is_contiguous() for parameter in result.model.parameters())
+
+
+def test_a_network_learns_the_digits(digits):
+    network = initialise(lambda: models.simple_cnn(image_size=8), 0)
+    result = train(
+        network,
+        digits,
+        Recipe(epochs=20, batch_size=16, lr=3e-3, schedule="onecycle"),
+        validation=load("digits"),
+        progress=False,
+    )
+    assert result.history[-1].loss < result.history[0].loss / 4
+    assert result.history[-1].validation > 0.85
+    assert len(result.history) == 20
+    assert result.seconds > 0
+
+
+def test_no_epochs_give_the_network_back(model, digits):
+    result = train(model, digits, replace(RECIPE, epochs=0), progress=False)
+    assert same(result.model, model)
+    assert result.history == ()
+
+
+def test_data_smaller_than_a_batch_is_one_batch(model, digits):
+    result = train(model, digits, replace(RECIPE, epochs=1, batch_size=1000), progress=False)
+    assert not same(result.model, model)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(model, digits):
+    poisoned = replace(digits, images=digits.images.clone())
+    poisoned.images[3] = math.nan
+    with pytest.raises(TrainingError, match=r"nan in epoch 1, step \d+.*0\.003"):
+        train(model, poisoned, RECIPE, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "words"),
+    [((4, 3, 8, 8), 10, ["(3, 8, 8)", "conv.weight", "(4, 1, 3, 3)"]), ((4, 1, 8, 8), 11, ["10", "(1, 10)"])],
+)
+def test_data_that_does_not_fit_the_model_is_refused_before_the_first_step(model, shape, labels, words):
+    data = Split(torch.zeros(shape), torch.full((4,), labels - 1), tuple("abcdefghijkl"), "made up")
+    with pytest.raises(DataError) as caught:
+        train(model, data, RECIPE, progress=False)
+    assert all(word in str(caught.value) for word in words)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_of_another_run_is_refused(model, digits, tmp_path):
+    path = tmp_path / "run.state"
+    train(model, digits, RECIPE, state_path=path, progress=False)
+    with pytest.raises(TrainingError, match=r"lr is 0\.003 there and 0\.1 here"):
+        train(model, digits, replace(RECIPE, lr=0.1), state_path=path, resume=True, progress=False)
+    network = models.simple_cnn(image_size=8)
+    with pytest.raises(TrainingError, match="another model"):
+        train(network, digits, RECIPE, state_path=path, resume=True, progress=False)
+    path.write_bytes(b"broken")
+    with pytest.raises(TrainingError, match="not a saved training state"):
+        train(model, digits, RECIPE, state_path=path, resume=True, progress=False)
+    train(model, digits, RECIPE, state_path=path, progress=False)
+    train(model, digits, RECIPE, state_path=path, resume=True, progress=False)
+
+
+def test_a_state_that_cannot_be_written_is_reported(model, digits, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="cannot be written"):
+        train(model, digits, RECIPE, state_path=tmp_path / "file" / "run.state", progress=False)
+
+
+def test_resuming_needs_a_place(model, digits):
+    with pytest.raises(UsageError, match="state_path"):
+        train(model, digits, RECIPE, resume=True)
+
+
+def test_crops_are_windows_of_the_padded_image_and_half_are_mirrored():
+    images = torch.arange(1.0, 65).view(1, 1, 8, 8).repeat(64, 2, 1, 1)
+    out = crop_flip(images, torch.Generator().manual_seed(0))
+    padded = nn.functional.pad(images[:1], (4,) * 4)
+    windows = {
+        padded[0, 0, y : y + 8, x : x + 8].numpy().tobytes(): (y, x) for y in range(9) for x in range(9)
+    }
+    plain = [image[0].numpy().tobytes() in windows for image in out]
+    mirrored = [image[0].flip(1).contiguous().numpy().tobytes() in windows for image in out]
+    assert all(a != b for a, b in zip(plain, mirrored, strict=True))
+    assert 16 < sum(mirrored) < 48
+    assert torch.equal(out[:, 0], out[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "start", "end"), [("cosine", 1, 0), ("onecycle", 0.04, 0), ("constant", 1, 1)]
+)
+def test_schedules_start_and_end_where_they_should(schedule, start, end):
+    recipe = replace(RECIPE, schedule=schedule)
+    factors = [lr_factor(recipe, step / 100) for step in range(101)]
+    assert factors[0] == pytest.approx(start)
+    assert factors[-1] == pytest.approx(end, abs=1e-12)
+    assert max(factors) == pytest.approx(1)
+    assert max(abs(a - b) for a, b in pairwise(factors)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", -1),
+        ("batch_size", 0),
+        ("lr", -1.0),
+        ("lr", math.nan),
+        ("optimizer", "lion"),
+        ("schedule", "step"),
+        ("augment", "mixup"),
+        ("precision", "int8"),
+        ("momentum", 1.0),
+        ("label_smoothing", -0.1),
+        ("weight_decay", -1.0),
+        ("seed", -1),
+    ],
+)
+def test_a_recipe_that_means_nothing_is_refused(name, value):
+    with pytest.raises(UsageError, match=f"{name} .*{value}"):
+        Recipe(**{"epochs": 1, name: value})
+
+
+def test_a_progress_bar_goes_to_stderr_only(model, digits, capsys):
+    train(model, digits, replace(RECIPE, epochs=1), progress=True)
+    assert capsys.readouterr().out == ""
