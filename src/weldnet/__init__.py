@@ -1,0 +1,69 @@
+"""weldnet: two or more trained networks in, one verified network out.
+
+Everything public is loaded when it is first used, so that ``import weldnet`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from weldnet._version import __version__
+
+if TYPE_CHECKING:
+    from weldnet.alignment import METHODS, Alignment, Gamf, Identity, WeightMatching, align, transport
+    from weldnet.checkpoints import load
+    from weldnet.errors import WeldnetError
+    from weldnet.evaluation import Barrier, Metrics, barrier, evaluate
+    from weldnet.fusion import BatchNormReset, Fusion, Report, average, fuse
+    from weldnet.structure import Check, Place, Space, Structure, capture, check
+
+_HOME = {
+    "weldnet.alignment": ("METHODS", "Alignment", "Gamf", "Identity", "WeightMatching", "align", "transport"),
+    "weldnet.checkpoints": ("load",),
+    "weldnet.errors": ("WeldnetError",),
+    "weldnet.evaluation": ("Barrier", "Metrics", "barrier", "evaluate"),
+    "weldnet.fusion": ("BatchNormReset", "Fusion", "Report", "average", "fuse"),
+    "weldnet.structure": ("Check", "Place", "Space", "Structure", "capture", "check"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "METHODS",
+    "Alignment",
+    "Barrier",
+    "BatchNormReset",
+    "Check",
+    "Fusion",
+    "Gamf",
+    "Identity",
+    "Metrics",
+    "Place",
+    "Report",
+    "Space",
+    "Structure",
+    "WeightMatching",
+    "WeldnetError",
+    "__version__",
+    "align",
+    "average",
+    "barrier",
+    "capture",
+    "check",
+    "evaluate",
+    "fuse",
+    "load",
+    "transport",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'weldnet' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,8 +2,8 @@
 
 from weldnet.affinity._kernel import Gaussian, InnerProduct, Kernel, VectorNorm
 from weldnet.affinity._pairs import (
-    expansion_terms,
     exact_gaussian_affinity,
+    expansion_terms,
     gaussian_affinity,
     vector_affinity,
 )

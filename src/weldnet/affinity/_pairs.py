@@ -71,7 +71,7 @@ def expansion_terms(a: Tensor, b: Tensor, sigma: float, *, tolerance: float = 1e
     """
     (m, d), n = a.shape, len(b)
     distance = float(
-        (a.double().square().mean() + b.double().square().mean() - 2 * (a.double().mean(0) * b.double().mean(0)).mean())
+        a.double().square().mean() + b.double().square().mean() - 2 * (a.double().mean(0) * b.double().mean(0)).mean()
     )
     smallest = math.sqrt(m * n) * d * math.exp(-min(distance / sigma, 700.0))
     orders = np.arange(1, MAX_TERMS + 1)

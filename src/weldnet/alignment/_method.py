@@ -96,7 +96,8 @@ class Alignment:
         """Return the same alignment with the universe in the order of one network."""
         back = {space: p.inverse() for space, p in self[network].items()}
         couplings = {
-            name: {space: back[space].after(p) for space, p in spaces.items()} for name, spaces in self.couplings.items()
+            name: {space: back[space].after(p) for space, p in spaces.items()}
+            for name, spaces in self.couplings.items()
         }
         return Alignment(couplings, self.method, self.stats)
 
@@ -107,11 +108,7 @@ class Alignment:
             CheckpointError: the file cannot be written.
         """
         names = {str(i): name for i, name in enumerate(self.couplings)}
-        tensors = {
-            f"{i}/{space}": p.source
-            for i, name in names.items()
-            for space, p in self.couplings[name].items()
-        }
+        tensors = {f"{i}/{space}": p.source for i, name in names.items() for space, p in self.couplings[name].items()}
         metadata = {
             "format": "weldnet-alignment",
             "networks": json.dumps(list(names.values())),

@@ -33,10 +33,14 @@ class Permutation:
     source: Tensor
 
     def __post_init__(self) -> None:
-        source = self.source.detach().to("cpu", torch.int64)
-        if source.dim() != 1 or not torch.equal(source.sort().values, torch.arange(len(source))):
+        # A copy: later changes of the caller's tensor must not undo the check.
+        source = self.source.detach().to("cpu", torch.int64, copy=True)
+        whole = not self.source.is_floating_point()
+        if not whole or source.dim() != 1 or not torch.equal(source.sort().values, torch.arange(len(source))):
+            got = ", ".join(str(value) for value in self.source.flatten()[:8].tolist())
             raise AlignmentError(
-                f"a permutation holds each of 0..{source.numel() - 1} once; got {source.tolist()[:8]}..."
+                f"a permutation of shape (units,) holds each of 0..{source.numel() - 1} once, as integers; "
+                f"got shape {tuple(source.shape)}: {got}{', ...' if source.numel() > 8 else ''}"
             )
         object.__setattr__(self, "source", source)
 

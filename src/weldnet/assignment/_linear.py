@@ -21,10 +21,12 @@ def best_permutation(scores: Tensor) -> Tensor:
         ``source``, integers of shape (universe units,) on the CPU.
 
     Raises:
-        AlignmentError: the scores are not finite.
+        AlignmentError: the scores are not square or not finite.
 
     Source: Jonker and Volgenant's algorithm in ``scipy.optimize.linear_sum_assignment``.
     """
+    if scores.dim() != 2 or scores.shape[0] != scores.shape[1]:
+        raise AlignmentError(f"scores of shape {tuple(scores.shape)} are not square; a permutation needs equal widths")
     if not bool(torch.isfinite(scores).all()):
         raise AlignmentError(f"scores of shape {tuple(scores.shape)} hold NaN or Inf; are the weights finite?")
     _, columns = linear_sum_assignment(scores.T.double().cpu().numpy(), maximize=True)

@@ -69,7 +69,9 @@ def _descend(nest: Nest, source: Tensor, totals: dict[str, Floats], found: dict[
     for child in nest.children:
         inner = _blocks(totals[child.name], len(source))
         block = inner.shape[-1]
-        parts = [int(a) * block + best_permutation(torch.from_numpy(inner[a, u])) for u, a in enumerate(source.tolist())]
+        parts = [
+            int(a) * block + best_permutation(torch.from_numpy(inner[a, u])) for u, a in enumerate(source.tolist())
+        ]
         _descend(child, torch.cat(parts), totals, found)
 
 

@@ -36,7 +36,12 @@ def standardise(scores: Tensor) -> Tensor:
 
 
 def sinkhorn(
-    scores: Tensor, temperature: float, *, iterations: int = 20, start: Potentials | None = None, tolerance: float = 1e-3
+    scores: Tensor,
+    temperature: float,
+    *,
+    iterations: int = 20,
+    start: Potentials | None = None,
+    tolerance: float = 1e-3,
 ) -> tuple[Tensor, Potentials]:
     """Maximise ``<P, scores> + temperature * entropy(P)`` over doubly stochastic P.
 

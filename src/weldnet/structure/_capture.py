@@ -48,7 +48,9 @@ def capture(model: nn.Module, example_input: Any) -> Structure:
     """
     traced = trace(model, example_input)
     if not traced.tensors:
-        raise CaptureError(f"{type(model).__name__} has no parameters: there is nothing to align; give a trained network")
+        raise CaptureError(
+            f"{type(model).__name__} has no parameters: there is nothing to align; give a trained network"
+        )
     context = Context({name: ref.shape for name, ref in traced.tensors.items()})
     leaves = {name: _leaf(context, name, shape) for name, shape in context.shapes.items()}
     for name, ref in traced.tensors.items():

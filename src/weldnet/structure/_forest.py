@@ -247,9 +247,7 @@ def _factor_through(fine: Ints, coarse: Ints) -> Ints | None:
     return h if np.array_equal(h[fine], coarse) else None
 
 
-def _in_order(
-    bundles: list[list[int]], aligned: dict[int, Ints], parents: dict[int, tuple[int, Ints]]
-) -> list[Bundle]:
+def _in_order(bundles: list[list[int]], aligned: dict[int, Ints], parents: dict[int, tuple[int, Ints]]) -> list[Bundle]:
     """Sort parents before children and every child's units into its parent's blocks."""
     done: dict[int, int] = {}
     order_of: dict[int, Ints] = {}
@@ -296,7 +294,9 @@ def _explain(units: Units, relations: Ints, pinned: dict[int, str], colours: Int
     sizes = np.bincount(colours[units.root == np.arange(len(units.root))], minlength=int(colours.max(initial=0)) + 1)
     reasons = dict(pinned)
     alone = set(np.flatnonzero((units.root == np.arange(len(units.root))) & (sizes[colours] == 1)).tolist())
-    edges = [(a, b) for a, b in zip(relations[1].tolist(), relations[2].tolist(), strict=True) if a in alone and b in alone]
+    edges = [
+        (a, b) for a, b in zip(relations[1].tolist(), relations[2].tolist(), strict=True) if a in alone and b in alone
+    ]
     changed = True
     while changed:
         changed = False

@@ -18,9 +18,7 @@ __all__ = ["carried_rows", "move", "renumber", "unit_rows"]
 UnitMap = Tensor
 
 
-def renumber(
-    state: Mapping[str, Tensor], structure: Structure, sources: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def renumber(state: Mapping[str, Tensor], structure: Structure, sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renumber a whole state dict: new unit ``u`` of a space is its old unit ``sources[space][u]``.
 
     Args:
@@ -38,9 +36,7 @@ def renumber(
     return out
 
 
-def carried_rows(
-    stack: Tensor, structure: Structure, place: Place, maps: Mapping[str, UnitMap]
-) -> Tensor:
+def carried_rows(stack: Tensor, structure: Structure, place: Place, maps: Mapping[str, UnitMap]) -> Tensor:
     """Carry a stack of tensors, one a network, on every axis but ``place``'s, and unfold them along it.
 
     Args:
@@ -138,7 +134,9 @@ def _move_jointly(
     keep: Place | None,
 ) -> Tensor:
     seen = tensor.reshape(view)
-    index = [np.arange(size).reshape([-1 if a == axis else 1 for a in range(len(view))]) for axis, size in enumerate(view)]
+    index = [
+        np.arange(size).reshape([-1 if a == axis else 1 for a in range(len(view))]) for axis, size in enumerate(view)
+    ]
     kept = () if keep is None else _axes_in_view(tensor, keep, view)
     joint: dict[tuple[int, ...], Indices] = {}
     for place, source in maps:

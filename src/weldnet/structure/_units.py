@@ -21,6 +21,7 @@ Ints = NDArray[np.int64]
 
 INPUT = "network input"
 
+
 @dataclass(frozen=True)
 class Factor:
     """Some axes of a tensor, and the unit of each joint index over them.
@@ -250,9 +251,7 @@ def move_data(units: Units, operands: Sequence[Value], sources: Ints) -> Value:
             ):
                 moving.add(axis)
     why = weakest(operands)
-    factors = [
-        f for axes, group in varying.items() for f in _merge_parts(units, group, sources, axes, operands, why)
-    ]
+    factors = [f for axes, group in varying.items() for f in _merge_parts(units, group, sources, axes, operands, why)]
     uniform = frozenset(a for a, n in enumerate(shape) if n > 1 and a not in moving)
     return Value(shape, join_factors(units, factors), uniform, why=why)
 

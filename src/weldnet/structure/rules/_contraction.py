@@ -134,4 +134,3 @@ def _only(context: Context, value: Value, axes: tuple[int, ...], reason: str) ->
             context.units.pin(factor.units, reason)
     shape = tuple(value.shape[a] for a in axes)
     return Value(shape, tuple(kept), value.uniform & set(axes), value.tensor, value.why)
-

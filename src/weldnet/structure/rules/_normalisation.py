@@ -33,9 +33,13 @@ def group_norm(context: Context, op: Operation) -> list[Value]:
     groups = next(int(a) for a in reversed(op.args) if isinstance(a, int) and not isinstance(a, bool))
     batch, channels, *rest = x.shape
     grouped = reshape(context, x, (batch, groups, channels // groups, *rest))
-    normal = combine(context.units, [grouped, reduce(context.units, grouped, range(2, len(grouped.shape)))], grouped.shape)
+    normal = combine(
+        context.units, [grouped, reduce(context.units, grouped, range(2, len(grouped.shape)))], grouped.shape
+    )
     back = reshape(context, normal, x.shape)
-    return _with_statistics(op, combine(context.units, [back, *(_on_axis(v, 1, len(x.shape)) for v in affine)], x.shape))
+    return _with_statistics(
+        op, combine(context.units, [back, *(_on_axis(v, 1, len(x.shape)) for v in affine)], x.shape)
+    )
 
 
 def _on_axis(value: Value, axis: int, rank: int) -> Value:
