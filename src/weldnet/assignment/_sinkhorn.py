@@ -85,5 +85,5 @@ def _log_sinkhorn(scores: Tensor, temperature: float, iterations: int, start: Po
     for _ in range(iterations):
         row = temperature * torch.logsumexp((scores - column.unsqueeze(-2)) / temperature, dim=-1)
         column = temperature * torch.logsumexp((scores - row.unsqueeze(-1)) / temperature, dim=-2)
-    plan = ((scores - row.unsqueeze(-1) - column.unsqueeze(-2)) / temperature).exp()
-    return plan, Potentials(row, column)
+    # The softmax is exp((scores - row - column) / temperature), but rounding of the column potentials cannot blow up.
+    return torch.softmax((scores - row.unsqueeze(-1)) / temperature, dim=-2), Potentials(row, column)
