@@ -1,0 +1,140 @@
+"""What several commands share: the options they have in common, and how they speak."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "Data",
+    "Device",
+    "InputSpec",
+    "Json",
+    "Method",
+    "ModelSpec",
+    "Options",
+    "Seed",
+    "Split",
+    "emit",
+    "interactive",
+    "parse_options",
+    "parse_scalar",
+    "print_json",
+    "say",
+    "show",
+    "stray_prints_to_stderr",
+]
+
+MODEL_HELP = "Who builds the network: pkg.mod:factory, path/to/file.py:factory, or a name such as vgg11?width=0.25."
+INPUT_HELP = "What the network takes: 1,3,32,32 or 1,16:int64 (several: ';' between), or a saved tensor."
+
+Checkpoint = Annotated[Path | None, typer.Argument(metavar="[CHECKPOINT]", help="Trained weights.", show_default=False)]
+Checkpoints = Annotated[list[Path], typer.Argument(metavar="A [B ...]", help="Checkpoints.", show_default=False)]
+ModelSpec = Annotated[str, typer.Option("--model", metavar="SPEC", help=MODEL_HELP)]
+InputSpec = Annotated[str, typer.Option("--input", metavar="SPEC", help=INPUT_HELP)]
+Data = Annotated[
+    str, typer.Option("--data", metavar="DIR|NAME", help="Labelled images: digits, mnist, cifar10, a folder, ...")
+]
+Split = Annotated[str, typer.Option("--split", help="train or test.")]
+Method = Annotated[str, typer.Option("--method", help="How to align: gamf, weight_matching or identity.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="KEY=VALUE", help="An option of the method, such as sigma=4.", show_default=False),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
+Device = Annotated[str | None, typer.Option("--device", help="Where to compute: cpu, cuda, ...", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+def say(message: str, *, kind: str = "") -> None:
+    """Tell the person something on stderr, on one line."""
+    prefix = f"weldnet: {kind}: " if kind else "weldnet: "
+    with contextlib.suppress(OSError, ValueError):
+        print(prefix + " ".join(message.split()), file=sys.stderr, flush=True)
+
+
+def emit(text: str) -> None:
+    """Print data on stdout."""
+    print(text, flush=True)
+
+
+def show(*renderables: Any) -> None:
+    """Print tables on stdout, 110 columns wide where that is no terminal."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    for renderable in renderables:
+        console.print(renderable, highlight=False, markup=False)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout; numbers that JSON cannot write become null."""
+    emit(json.dumps(_plain(document), indent=1))
+
+
+def interactive() -> bool:
+    """Say whether progress may be shown: stderr is a terminal."""
+    return sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def stray_prints_to_stderr() -> Iterator[None]:
+    """Keep what the user's own code prints out of the data on stdout."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def parse_options(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Read ``key=value`` pairs.
+
+    Raises:
+        UsageError: a pair without a key or an ``=``.
+
+    >>> parse_options(["sigma=4", "affinity=vector"])
+    {'sigma': 4, 'affinity': 'vector'}
+    """
+    from weldnet.errors import UsageError
+
+    options: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--option {pair!r} is not KEY=VALUE; write it as in --option sigma=4")
+        options[key.strip()] = parse_scalar(value.strip())
+    return options
+
+
+def parse_scalar(text: str) -> Any:
+    """Read a value as Python would: a number, true, false, none, numbers with commas between, else text.
+
+    >>> [parse_scalar(text) for text in ("4", "1e-3", "inf", "false", "64,32", "edge")]
+    [4, 0.001, inf, False, (64, 32), 'edge']
+    """
+    if "," in text:
+        return tuple(parse_scalar(part.strip()) for part in text.strip("()[]").split(",") if part.strip())
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,133 @@
+"""From ``--model`` to a network."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from weldnet.cli._common import parse_scalar, stray_prints_to_stderr
+from weldnet.errors import ModelError, UsageError, WeldnetError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["build_model"]
+
+_FORMS = "pkg.mod:factory, path/to/file.py:factory, or a name such as vgg11?width=0.25"
+
+
+def build_model(spec: str, *, seed: int = 0) -> nn.Module:
+    """Build the network that a model spec names.
+
+    Args:
+        spec: ``pkg.mod:factory``, ``path/to/file.py:factory`` (both also from the current folder), or a name of
+            `weldnet.models.MODELS`; options follow as in ``vgg11?width=0.25&bias=false``.
+        seed: decides the initial weights.
+
+    Raises:
+        UsageError: there is no such module, attribute, name or option.
+        ModelError: the module or the factory fails, or gives something else than a network.
+    """
+    from torch import nn
+
+    from weldnet.training import initialise
+
+    head, _, tail = spec.partition("?")
+    options = {key: parse_scalar(value) for key, value in parse_qsl(tail, keep_blank_values=True)}
+    with stray_prints_to_stderr():
+        factory = _find_factory(head)
+        try:
+            model = initialise(lambda: factory(**options), seed)
+        except WeldnetError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ModelError(
+                f"the factory {spec!r} raised {type(error).__name__}: {error}; "
+                "it must return a network when it is called without arguments"
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the factory {spec!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
+    return model
+
+
+def _find_factory(head: str) -> Callable[..., Any]:
+    from torch import nn
+
+    from weldnet.models import MODELS, build
+
+    where, colon, attribute = head.rpartition(":")
+    if not colon:
+        if head not in MODELS:
+            raise UsageError(f"unknown model {head!r}{_close(head, MODELS)}; give {_FORMS} (of {', '.join(MODELS)})")
+        return functools.partial(build, head)
+    if not where or not attribute:
+        raise UsageError(f"model {head!r} has nothing on one side of its ':'; give {_FORMS}")
+    module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
+    factory = _attribute(module, attribute, where)
+    if isinstance(factory, nn.Module):
+        return lambda: copy.deepcopy(factory)
+    if not callable(factory):
+        raise UsageError(f"{attribute!r} in {where!r} is a {type(factory).__name__}; name a function or class")
+    return factory
+
+
+def _import_module(name: str) -> ModuleType:
+    _search_first(Path.cwd())
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise UsageError(
+                f"there is no module {error.name!r} here or on the Python path; install it, or give {_FORMS}"
+            ) from error
+        raise _import_failed(name, error) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"there is no file {str(path)!r}; --model takes {_FORMS}")
+    _search_first(path.resolve().parent)
+    name = f"_weldnet_model_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise _import_failed(str(path), error) from error
+    return module
+
+
+def _import_failed(name: str, error: BaseException) -> ModelError:
+    return ModelError(f"importing {name!r} raised {type(error).__name__}: {error}; it must import on its own")
+
+
+def _search_first(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _attribute(module: ModuleType, attribute: str, where: str) -> Any:
+    try:
+        return functools.reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        public = [name for name in vars(module) if not name.startswith("_")]
+        hint = _close(attribute, public) or f"; it has {', '.join(public[:8]) or 'no public names'}"
+        raise UsageError(f"{where!r} has no {attribute!r}{hint}") from error
+
+
+def _close(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), 3)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

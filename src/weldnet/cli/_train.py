@@ -1,0 +1,84 @@
+"""``weldnet train``: one network from a seed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weldnet.cli._common import Data, Device, Json, ModelSpec, Seed, emit, interactive, print_json, say
+
+if TYPE_CHECKING:
+    from weldnet.training import Recipe, TrainingResult
+
+__all__ = ["train"]
+
+
+def train(
+    model: ModelSpec,
+    data: Data,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where the trained network goes.")],
+    epochs: Annotated[int, typer.Option("--epochs", min=0, help="Passes over the training images.")] = 10,
+    lr: Annotated[float, typer.Option("--lr", help="The peak learning rate.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step.")] = 128,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adam or sgd.")] = "adam",
+    schedule: Annotated[str, typer.Option("--schedule", help="cosine, onecycle or constant.")] = "cosine",
+    augment: Annotated[str, typer.Option("--augment", help="none or crop-flip.")] = "none",
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Pulls the weights to zero.")] = 0.0,
+    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT.state, if it is there.")] = False,
+    seed: Seed = 0,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Train one network; the seed decides its initial weights and the order of the data.
+
+    After every epoch the state is kept in OUT.state, for --resume; it is removed when the network is written.
+    """
+    from weldnet.checkpoints import SUFFIXES, check_writable
+    from weldnet.cli._fuse import refuse_suffixes
+    from weldnet.training import Recipe
+
+    recipe = Recipe(
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        optimizer=optimizer,  # pyright: ignore[reportArgumentType]  (the recipe says what it knows)
+        schedule=schedule,  # pyright: ignore[reportArgumentType]
+        augment=augment,  # pyright: ignore[reportArgumentType]
+        precision=precision,  # pyright: ignore[reportArgumentType]
+        weight_decay=weight_decay,
+        seed=seed,
+    )
+    refuse_suffixes({output: SUFFIXES})
+    check_writable(output)
+    result, score = _train(model, data, output, recipe, resume, device)
+    if json:
+        history = [asdict(epoch) for epoch in result.history]
+        print_json({"output": output, "recipe": asdict(recipe), "test": score, "history": history})
+    else:
+        emit(f"test accuracy {score['accuracy']:.2%}, loss {score['loss']:.4f}, {result.seconds:.1f} s of training")
+    say(f"wrote {output}")
+
+
+def _train(
+    model: str, data: str, output: Path, recipe: Recipe, resume: bool, device: str | None
+) -> tuple[TrainingResult, dict[str, Any]]:
+    from weldnet.checkpoints import provenance, save
+    from weldnet.cli._model import build_model
+    from weldnet.data import load
+    from weldnet.evaluation import evaluate
+    from weldnet.training import train
+
+    network = build_model(model, seed=recipe.seed)
+    images = load(data, split="train")
+    state = output.with_name(f"{output.name}.state")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    result = train(network, images, recipe, device=device, state_path=state, resume=resume, progress=interactive())
+    score = asdict(evaluate(result.model, load(data, split="test"), device=device))
+    config = {"model": model, "data": data, "recipe": asdict(recipe), "test": score}
+    save(result.model.state_dict(), output, metadata=provenance([], config, recipe.seed))
+    state.unlink(missing_ok=True)
+    return result, score
