@@ -145,7 +145,7 @@ def _predict(
     outputs, answers = [], []
     with evaluation_mode(model):
         for images, labels in _batches(data, batch_size):
-            outputs.append(_forward(model, images.to(target)).float().cpu())
+            outputs.append(_forward(model, _fitted(images, model).to(target)).float().cpu())
             answers.append(labels.cpu())
     if not sum(map(len, answers)):
         raise DataError("there are no samples to evaluate on; give at least one labelled image")
@@ -164,6 +164,12 @@ def _batches(data: Labelled, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]
     if isinstance(data, Split):
         return zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
     return DataLoader(data, batch_size=batch_size) if isinstance(data, Dataset) else data
+
+
+def _fitted(images: Tensor, model: nn.Module) -> Tensor:
+    """Give floating images the precision of the model, so that half-precision networks can be measured too."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    return images.to(dtype) if images.is_floating_point() else images
 
 
 def _forward(model: nn.Module, images: Tensor) -> Tensor:
