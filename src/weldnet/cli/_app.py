@@ -114,7 +114,7 @@ def _end(error: BaseException) -> int:
         typer.echo(error.ctx.get_help(), err=True)
         return MISUSED
     if isinstance(error, _Interrupted | KeyboardInterrupt | click.Abort):
-        say("interrupted: nothing was written", kind="error")
+        say("interrupted; no partial file is left", kind="error")
         return INTERRUPTED
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         _close_stdout()

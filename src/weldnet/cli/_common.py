@@ -63,8 +63,8 @@ def say(message: str, *, kind: str = "") -> None:
 
 
 def emit(text: str) -> None:
-    """Print data on stdout."""
-    print(text, flush=True)
+    """Print data on stdout, without the blanks that pad tables."""
+    print("\n".join(line.rstrip() for line in text.splitlines()), flush=True)
 
 
 def show(*renderables: Any) -> None:

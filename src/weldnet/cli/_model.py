@@ -56,7 +56,17 @@ def build_model(spec: str, *, seed: int = 0) -> nn.Module:
             ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"the factory {spec!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
-    return model
+    return _unwrapped(model)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Take a compiled or data-parallel wrapper off: checkpoints are read without its prefix."""
+    from torch import nn
+
+    inner = getattr(model, "_orig_mod", None)
+    if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = model.module
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def _find_factory(head: str) -> Callable[..., Any]:
@@ -76,7 +86,7 @@ def _find_factory(head: str) -> Callable[..., Any]:
     if isinstance(factory, nn.Module):
         return lambda: copy.deepcopy(factory)
     if not callable(factory):
-        raise UsageError(f"{attribute!r} in {where!r} is a {type(factory).__name__}; name a function or class")
+        raise UsageError(f"{attribute!r} in {where!r} is of type {type(factory).__name__}; name a function or class")
     return factory
 
 
@@ -123,8 +133,8 @@ def _attribute(module: ModuleType, attribute: str, where: str) -> Any:
     try:
         return functools.reduce(getattr, attribute.split("."), module)
     except AttributeError as error:
-        public = [name for name in vars(module) if not name.startswith("_")]
-        hint = _close(attribute, public) or f"; it has {', '.join(public[:8]) or 'no public names'}"
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        hint = _close(attribute, own) or f"; it has {', '.join(own[:8]) or 'no functions or classes'}"
         raise UsageError(f"{where!r} has no {attribute!r}{hint}") from error
 
 

@@ -1,0 +1,465 @@
+"""The command line: what it prints, writes and returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from torch import nn
+
+import weldnet
+from weldnet import checkpoints
+from weldnet.cli import main
+from weldnet.cli._common import parse_options
+from weldnet.cli._input import make_input
+from weldnet.cli._model import build_model
+from weldnet.cli._networks import name_files
+from weldnet.errors import UsageError
+
+MODEL = "mlp?sizes=64,12,10"
+BASE = ("--model", MODEL, "--input", "1,1,8,8")
+COMMANDS = ("demo", "fuse", "inspect", "check", "evaluate", "barrier", "train")
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run a command line in this process; give its exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def pair(tmp_path, monkeypatch) -> tuple[Path, Path]:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("ab"):
+        checkpoints.save(build_model(MODEL, seed=seed).state_dict(), tmp_path / f"{name}.safetensors")
+    return Path("a.safetensors"), Path("b.safetensors")
+
+
+# -- the program itself ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=str)
+def test_help_imports_nothing_heavy(arguments):
+    script = (
+        "import sys\nfrom weldnet.cli import main\n"
+        f"code = main({arguments!r})\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'pydantic', 'yaml', 'safetensors', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_every_command_is_listed(cli):
+    code, out, err = cli("--help")
+    assert (code, err) == (0, "")
+    assert all(command in out for command in COMMANDS)
+
+
+def test_version(cli):
+    assert cli("--version") == (0, f"weldnet {weldnet.__version__}\n", "")
+
+
+def test_the_console_script_is_installed(tmp_path):
+    script = Path(sys.executable).with_name("weldnet")
+    done = subprocess.run([script, "fuse"], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("weldnet: error: ")
+
+
+def test_without_a_command_it_shows_help_and_is_wrong_usage(cli):
+    code, out, err = cli()
+    assert code == 2
+    assert "Usage" in out + err
+
+
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_debug_shows_the_traceback_wherever_it_stands(cli, pair, place):
+    arguments = ["check", "nothing.pt", *BASE]
+    arguments.insert(place if place >= 0 else len(arguments), "--debug")
+    code, _, err = cli(*arguments)
+    assert code == 1
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("weldnet: error: ")
+
+
+def test_a_closed_pipe_is_silent(pair):
+    script = f"import sys; from weldnet.cli import main; sys.exit(main({['inspect', *BASE]!r}))"
+    command = f'{sys.executable} -c "$SCRIPT" | true'
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=60, env={**os.environ, "SCRIPT": script}
+    )
+    assert done.stderr == ""
+
+
+def test_an_unexpected_error_is_one_line_with_its_type(cli, pair, monkeypatch):
+    monkeypatch.setattr("weldnet.structure.capture", lambda *_: 1 / 0)
+    code, out, err = cli("inspect", *BASE)
+    assert (code, out) == (1, "")
+    assert err == (
+        "weldnet: error: ZeroDivisionError: division by zero; "
+        "this is unexpected, use --debug to see where it comes from\n"
+    )
+
+
+# -- fuse --------------------------------------------------------------------------------------------
+
+
+def test_fuse_writes_what_the_library_gives(cli, pair):
+    code, out, err = cli("fuse", *pair, "-o", "fused.safetensors", *BASE, "--data", "digits", "--seed", 3)
+    assert code == 0, err
+    assert "fused" in out
+    assert "naive" in out
+    assert err == "weldnet: wrote fused.safetensors\n"
+    networks = {}
+    for file in pair:
+        networks[file.stem] = build_model(MODEL)
+        networks[file.stem].load_state_dict(checkpoints.load(file))
+    expected = weldnet.fuse(networks, torch.zeros(1, 1, 8, 8), seed=3, progress=False).state_dict()
+    written = checkpoints.load("fused.safetensors")
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[key], expected[key]) for key in expected)
+
+
+def test_fuse_records_where_the_result_comes_from(cli, pair):
+    assert cli("fuse", *pair, "-o", "fused.safetensors", *BASE, "--weights", ".25,.75")[0] == 0
+    metadata = checkpoints.read_metadata("fused.safetensors")
+    parents = json.loads(metadata["parents"])
+    assert [parent["file"] for parent in parents] == ["a.safetensors", "b.safetensors"]
+    assert parents[0]["sha256"] == checkpoints.file_sha256(pair[0])
+    assert json.loads(metadata["config"])["weights"] == {"a": 0.25, "b": 0.75}
+
+
+def test_fuse_prints_one_json_document(cli, pair):
+    code, out, _ = cli("fuse", *pair, "-o", "fused.pt", *BASE, "--json", "--method", "identity")
+    document = json.loads(out)
+    assert code == 0
+    assert [row["role"] for row in document["rows"]] == ["parent", "parent", "naive", "fused"]
+    assert document["output"] == "fused.pt"
+    assert document["networks"] == ["a.safetensors", "b.safetensors"]
+
+
+def test_fuse_writes_reports_and_the_alignment(cli, pair):
+    for suffix, beginning in ((".html", "<!doctype html>"), (".json", "{"), (".md", "| network | role |")):
+        code, _, err = cli("fuse", *pair, "-o", "out/f.pt", *BASE, "--report", f"out/r{suffix}")
+        assert code == 0, err
+        assert Path(f"out/r{suffix}").read_text().startswith(beginning)
+    assert not {"http:", "https:", "<script", "<link"} & set(Path("out/r.html").read_text().lower().split())
+    assert "https://" not in Path("out/r.html").read_text()
+    assert cli("fuse", *pair, "-o", "out/f.pt", *BASE, "--alignment-out", "out/al.safetensors")[0] == 0
+    assert weldnet.Alignment.load("out/al.safetensors")["b"].keys() == {"layers.0"}
+
+
+def test_fuse_takes_many_networks_in_many_formats(cli, pair):
+    torch.save({"state_dict": build_model(MODEL, seed=2).state_dict()}, "c.pth")
+    torch.save({f"module.{k}": v for k, v in build_model(MODEL, seed=3).state_dict().items()}, "d.bin")
+    code, out, err = cli("fuse", *pair, "c.pth", "d.bin", "-o", "f.safetensors", *BASE, "--json")
+    assert code == 0, err
+    assert [row["name"] for row in json.loads(out)["rows"]][:4] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_fuse_keeps_the_precision_of_its_parents(cli, pair, dtype):
+    for file in pair:
+        checkpoints.save({k: v.to(dtype) for k, v in checkpoints.load(file).items()}, file)
+    code, _, err = cli("fuse", *pair, "-o", "fused.safetensors", *BASE, "--data", "digits")
+    assert code == 0, err
+    assert {t.dtype for t in checkpoints.load("fused.safetensors").values()} == {dtype}
+
+
+def test_fuse_mixes_precisions(cli, pair):
+    checkpoints.save({k: v.bfloat16() for k, v in checkpoints.load(pair[1]).items()}, pair[1])
+    code, _, err = cli("fuse", *pair, "-o", "fused.safetensors", *BASE, "--data", "digits")
+    assert code == 0, err
+
+
+def test_fuse_passes_options_to_the_method(cli, pair):
+    arguments = ("fuse", *pair, "-o", "f.pt", *BASE, "--json", "--option", "sigma=4", "--option", "tau=0.5")
+    code, out, err = cli(*arguments)
+    assert code == 0, err
+    assert "sigma=4" in json.loads(out)["method"]
+
+
+def test_repair_uses_unlabelled_training_images(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10))\n"
+    )
+    for seed, name in enumerate("ab"):
+        checkpoints.save(build_model("net.py:make", seed=seed).state_dict(), f"{name}.pt")
+    arguments = ("fuse", "a.pt", "b.pt", "-o", "f.pt", "--model", "net:make", "--input", "2,1,8,8", "--json")
+    code, out, err = cli(*arguments, "--data", "digits", "--samples", 64)
+    assert code == 0, err
+    assert "64 unlabelled inputs" in json.loads(out)["repair"]
+
+
+# -- config ------------------------------------------------------------------------------------------
+
+
+def test_config_gives_what_the_command_line_does_not(cli, pair):
+    settings = {
+        "networks": ["a.safetensors", "b.safetensors"],
+        "output": "from-config.pt",
+        "model": MODEL,
+        "input": "1,1,8,8",
+        "weights": [0.2, 0.8],
+        "method": "gamf",
+        "options": {"sigma": 4, "tau": 0.4},
+    }
+    Path("fuse.yaml").write_text(yaml.safe_dump(settings))
+    code, out, err = cli("fuse", "--config", "fuse.yaml", "--weights", ".5,.5", "--option", "tau=0.5", "--print-config")
+    assert (code, err) == (0, "")
+    printed = yaml.safe_load(out)
+    assert printed["weights"] == [0.5, 0.5]
+    assert printed["options"] == {"sigma": 4, "tau": 0.5}
+    assert printed["output"] == "from-config.pt"
+    assert not Path("from-config.pt").exists()
+    assert cli("fuse", "--config", "fuse.yaml")[0] == 0
+    assert Path("from-config.pt").exists()
+
+
+def test_a_printed_config_is_a_config(cli, pair):
+    _, first, _ = cli("fuse", *pair, "-o", "f.pt", *BASE, "--no-check", "--size", "1.0", "--print-config")
+    Path("again.yaml").write_text(first)
+    assert cli("fuse", "--config", "again.yaml", "--print-config") == (0, first, "")
+
+
+# -- the reading commands ----------------------------------------------------------------------------
+
+
+def test_inspect(cli, pair):
+    code, out, err = cli("inspect", *BASE, pair[0])
+    assert (code, err) == (0, "")
+    assert "space 'layers.0': 12 units" in out
+    _, out, _ = cli("inspect", *BASE, "--json")
+    assert len(weldnet.Structure.from_json(out).spaces) == 1
+
+
+def test_check(cli, pair):
+    code, out, err = cli("check", *pair, *BASE)
+    assert (code, err) == (0, "")
+    assert [line.split()[:2] for line in out.splitlines()] == [["a", "passed:"], ["b", "passed:"]]
+    document = json.loads(cli("check", *pair, *BASE, "--json")[1])
+    assert document["b"]["error"] < document["b"]["tolerance"]
+
+
+def test_evaluate(cli, pair):
+    code, out, err = cli("evaluate", *pair, "--model", MODEL, "--data", "digits", "--ensemble")
+    assert (code, err) == (0, "")
+    assert "ensemble" in out
+    document = json.loads(cli("evaluate", *pair, "--model", MODEL, "--data", "digits", "--json")[1])
+    assert [row["name"] for row in document["networks"]] == ["a", "b"]
+    assert document["networks"][0]["samples"] == 360
+    assert document["ensemble"] is None
+
+
+def test_barrier_is_zero_between_a_network_and_its_renumbering(cli, pair):
+    structure = weldnet.capture(build_model(MODEL), torch.zeros(1, 1, 8, 8))
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(5))
+    state = checkpoints.load(pair[0])
+    checkpoints.save(weldnet.structure.renumber(state, structure, {"layers.0": order}), "moved.pt")
+    arguments = ("barrier", pair[0], "moved.pt", *BASE, "--data", "digits", "--points", 5)
+    code, out, err = cli(*arguments, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["before"]["barrier"] > 1e-3
+    assert document["after"]["barrier"] < 1e-5
+    assert len(document["after"]["accuracy"]) == 5
+    assert "barrier after alignment" in cli(*arguments)[1]
+
+
+def test_train_is_decided_by_its_seed_and_leaves_no_state(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("train", "--model", MODEL, "--data", "digits", "--epochs", 2, "--lr", "0.01", "--json")
+    for name, seed in (("one", 4), ("two", 4), ("other", 5)):
+        code, out, err = cli(*arguments, "--seed", seed, "-o", f"{name}.safetensors")
+        assert code == 0, err
+        assert len(json.loads(out)["history"]) == 2
+    one, two, other = (checkpoints.load(f"{name}.safetensors") for name in ("one", "two", "other"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(one["layers.0.weight"], other["layers.0.weight"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "one.safetensors",
+        "other.safetensors",
+        "two.safetensors",
+    ]
+
+
+def test_train_resumes_where_it_was_interrupted(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("train", "--model", MODEL, "--data", "digits", "--epochs", 3, "-o")
+    assert cli(*arguments, "whole.pt")[0] == 0
+    import weldnet.training._run as run
+
+    advance = run._Run.advance
+
+    def stop_at_the_third(self, *rest):
+        if len(self.history) == 2:
+            raise KeyboardInterrupt
+        advance(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run._Run, "advance", stop_at_the_third)
+        assert cli(*arguments, "parts.pt")[0] == 130
+    assert not Path("parts.pt").exists()
+    assert Path("parts.pt.state").exists()
+    assert cli(*arguments, "parts.pt", "--resume")[0] == 0
+    whole, parts = checkpoints.load("whole.pt"), checkpoints.load("parts.pt")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert not Path("parts.pt.state").exists()
+
+
+def test_demo_does_the_main_job(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("demo", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    accuracy = {row["role"]: row["scores"]["accuracy"] for row in document["rows"]}
+    assert accuracy["parent"] > 0.97
+    assert accuracy["fused"] > accuracy["naive"] + 0.1
+    assert accuracy["fused"] > accuracy["parent"] - 0.03
+    written = {path.name for path in Path("demo").iterdir()}
+    assert written == {"a.safetensors", "b.safetensors", "fused.safetensors", "report.html"}
+    with safe_open("demo/fused.safetensors", "pt") as file:
+        assert {parent["file"] for parent in json.loads(file.metadata()["parents"])} == {
+            "a.safetensors",
+            "b.safetensors",
+        }
+    assert "next: weldnet fuse demo/a.safetensors" in err
+
+
+# -- specs -------------------------------------------------------------------------------------------
+
+
+def test_model_specs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "import torch\nfrom torch import nn\nimport helper\nprint('noise')\n"
+        "def make(): return nn.Linear(helper.SIZE, 2)\nready = nn.Linear(5, 2)\n"
+        "def compiled(): return torch.compile(make())\n"
+        "class Zoo:\n    net = staticmethod(make)\n"
+    )
+    Path("helper.py").write_text("SIZE = 3\n")
+    for spec, size in (("mine:make", 3), ("mine.py:make", 3), ("./mine.py:ready", 5), ("mine:Zoo.net", 3)):
+        assert build_model(spec).in_features == size
+    assert type(build_model("mine:compiled")) is nn.Linear
+    assert len(build_model("weldnet.models:mlp?sizes=4,3,2").layers) == 2
+    assert build_model("mlp?sizes=4,3,2&bias=false").layers[0].bias is None
+
+
+def test_model_seed_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    a, b = build_model(MODEL, seed=1), build_model(MODEL, seed=1)
+    assert torch.equal(a.layers[0].weight, b.layers[0].weight)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_input_specs(tmp_path):
+    model = nn.Linear(2, 2)
+    assert make_input("1,3,4", model).shape == (1, 3, 4)
+    assert make_input("1,3", model.half()).dtype == torch.float16
+    tokens = make_input("1,16:int64", model)
+    assert tokens.dtype == torch.int64
+    assert not tokens.any()
+    first, second = make_input("1,3:float64; 2", model)
+    assert (first.dtype, second.shape) == (torch.float64, (2,))
+    assert torch.equal(make_input("4,4", model, seed=1), make_input("4,4", model, seed=1))
+    torch.save({"x": torch.ones(2), "y": torch.zeros(1)}, tmp_path / "kw.pt")
+    assert make_input(str(tmp_path / "kw.pt"), model).keys() == {"x", "y"}
+    checkpoints.save({"x": torch.ones(2, 3)}, tmp_path / "x.safetensors")
+    assert make_input(str(tmp_path / "x.safetensors"), model).shape == (2, 3)
+
+
+def test_networks_are_named_after_their_files():
+    def named(*files: str) -> list[str]:
+        return name_files([Path(file) for file in files])
+
+    assert named("x/a.pt", "b.safetensors") == ["a", "b"]
+    assert named("s1/model.pt", "s2/model.pt", "c.pt") == ["s1/model", "s2/model", "c"]
+    assert named("a.pt", "a.pt", "a.bin") == ["a", "a#2", "a#3"]
+    assert named("m.safetensors.index.json", "folder") == ["m", "folder"]
+
+
+def test_option_values():
+    assert parse_options(["a=1", "b=0.5", "c=inf", "d=true", "e=word", "f=1,2"]) == {
+        "a": 1,
+        "b": 0.5,
+        "c": float("inf"),
+        "d": True,
+        "e": "word",
+        "f": (1, 2),
+    }
+    with pytest.raises(UsageError, match="KEY=VALUE"):
+        parse_options(["novalue"])
+
+
+def test_a_stray_print_does_not_spoil_the_data(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("chatty.py").write_text(
+        "from torch import nn\nprint('importing')\n"
+        "class Net(nn.Linear):\n"
+        "    def __init__(self): super().__init__(3, 2); print('building')\n"
+        "    def forward(self, x): print('running'); return super().forward(x)\n"
+    )
+    code, out, err = cli("inspect", "--model", "chatty.py:Net", "--input", "1,3", "--json")
+    assert code == 0
+    assert json.loads(out)["format"] == "weldnet-structure"
+    assert "building" in err
+
+
+# -- interruption ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_an_interrupt_in_the_middle_leaves_nothing(tmp_path, number):
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self): super().__init__(); self.a = nn.Linear(3, 2)\n"
+        "    def forward(self, x):\n"
+        "        pathlib.Path('started').touch(); time.sleep(30); return self.a(x)\n"
+    )
+    for name in "ab":
+        checkpoints.save(nn.ModuleDict({"a": nn.Linear(3, 2)}).state_dict(), tmp_path / f"{name}.pt")
+    arguments = [
+        "fuse",
+        "a.pt",
+        "b.pt",
+        "-o",
+        "new/f.pt",
+        "--model",
+        "slow.py:Net",
+        "--input",
+        "1,3",
+        "--report",
+        "r.md",
+    ]
+    script = f"import sys; from weldnet.cli import main; sys.exit(main({arguments!r}))"
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == "weldnet: error: interrupted; no partial file is left\n"
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"a.pt", "b.pt", "slow.py", "started"}
