@@ -1,6 +1,6 @@
 """Affinity: how alike units are, from the weights around them, as matrix products."""
 
-from weldnet.affinity._kernel import Gaussian, InnerProduct, Kernel, VectorNorm
+from weldnet.affinity._kernel import Gaussian, InnerProduct, Kernel, Pool, VectorNorm
 from weldnet.affinity._pairs import (
     exact_gaussian_affinity,
     expansion_terms,
@@ -12,6 +12,7 @@ __all__ = [
     "Gaussian",
     "InnerProduct",
     "Kernel",
+    "Pool",
     "VectorNorm",
     "exact_gaussian_affinity",
     "expansion_terms",

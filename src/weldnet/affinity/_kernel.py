@@ -1,6 +1,7 @@
-"""Kernels: affinities of the units of some networks to the universe that all other networks fill.
+"""Kernels: affinities of one network's units to the universe that all other networks fill.
 
-Network 0 is the anchor: its units are the universe's units. With U_k the coupling of network k, shape (units, universe), and kappa the kernel summed over features,
+Network 0 is the anchor: its units are the universe's units. With U_k the coupling of network k, shape (units,
+universe), and kappa the kernel summed over features,
 ``A_k[a, u] = sum_(k' != k) sum_b kappa(x_k[a], x_k'[b]) U_k'[b, u]``. A kernel of the form
 ``sum_r phi_r(x) phi_r(y)`` needs only the sum of the other networks' transported features, so that the cost is linear
 in the number of networks.
@@ -24,26 +25,20 @@ from weldnet.affinity._pairs import (
 
 __all__ = ["Gaussian", "InnerProduct", "Kernel", "Pool", "VectorNorm"]
 
+#: A coupling is integer sources (universe,), or a soft matrix (units, universe).
+Couplings = Sequence[Tensor]
+
 
 class Kernel(Protocol):
-    """How alike unit features are, summed over the networks that are not being scored."""
+    """How alike unit features are."""
 
-    def scores(self, rows: Tensor, couplings: Tensor, group: Sequence[int]) -> Tensor:
-        """Return the affinity of every unit of the networks in ``group`` to every universe unit.
+    def pool(self, rows: Sequence[Tensor], couplings: Couplings) -> Pool:
+        """Put all networks' features together.
 
         Args:
-            rows: features of all networks, shape (networks, units, d); the anchor comes first.
-            couplings: of networks 1, 2, ...: a float stack (networks - 1, units, universe) or integer sources
-                (networks - 1, universe).
-            group: the networks to score against all others, as numbers from 1.
-
-        Returns:
-            Shape (len(group), units, universe).
+            rows: features of every network, each of shape (units, d); the anchor comes first.
+            couplings: of networks 1, 2, ...: integer sources (universe,) or soft matrices (units, universe).
         """
-        ...
-
-    def pool(self, rows: Tensor, couplings: Tensor) -> Pool:
-        """Return the same scores for integer couplings that are replaced one network at a time."""
         ...
 
 
@@ -51,10 +46,10 @@ class Pool(Protocol):
     """Scores of one network after the other, each against the latest couplings of all others."""
 
     def scores(self, k: int) -> Tensor:
-        """Return the affinity of network ``k``'s units to the universe, shape (units, universe)."""
+        """Return the affinity of network ``k``'s units to the universe, shape (units, universe); k counts from 1."""
         ...
 
-    def replace(self, k: int, source: Tensor) -> None:
+    def replace(self, k: int, coupling: Tensor) -> None:
         """Give network ``k`` another coupling."""
         ...
 
@@ -64,11 +59,7 @@ class Pool(Protocol):
 class InnerProduct:
     """``kappa(x, y) = <x, y>``: the affinity of weight matching, and the limit of a wide Gaussian."""
 
-    def scores(self, rows: Tensor, couplings: Tensor, group: Sequence[int]) -> Tensor:
-        """Return ``<x_k, sum of the others>``; see :class:`Kernel`."""
-        return _product_scores(iter([rows]), couplings, group)
-
-    def pool(self, rows: Tensor, couplings: Tensor) -> Pool:
+    def pool(self, rows: Sequence[Tensor], couplings: Couplings) -> Pool:
         """Pool the rows themselves; see :class:`Kernel`."""
         return _ProductPool(lambda x: iter([x]), rows, couplings)
 
@@ -86,18 +77,9 @@ class Gaussian:
     sigma: float
     tolerance: float = 1e-4
 
-    def scores(self, rows: Tensor, couplings: Tensor, group: Sequence[int]) -> Tensor:
-        """Return the summed kernel; see :class:`Kernel`."""
-        flat = rows.flatten(0, 1)
-        terms = expansion_terms(flat, flat, self.sigma, tolerance=self.tolerance) if self.tolerance else None
-        if terms is None:
-            return _pair_scores(lambda a, b: exact_gaussian_affinity(a, b, self.sigma), rows, couplings, group)
-        return _product_scores(gaussian_features(rows, self.sigma, terms), couplings, group)
-
-    def pool(self, rows: Tensor, couplings: Tensor) -> Pool:
+    def pool(self, rows: Sequence[Tensor], couplings: Couplings) -> Pool:
         """Pool the terms of the expansion; see :class:`Kernel`."""
-        flat = rows.flatten(0, 1)
-        terms = expansion_terms(flat, flat, self.sigma, tolerance=self.tolerance) if self.tolerance else None
+        terms = expansion_terms(*rows, sigma=self.sigma, tolerance=self.tolerance) if self.tolerance else None
         if terms is None:
             return _PairPool(lambda a, b: exact_gaussian_affinity(a, b, self.sigma), rows, couplings)
         return _ProductPool(lambda x: gaussian_features(x, self.sigma, terms), rows, couplings)
@@ -108,100 +90,78 @@ class Gaussian:
 class VectorNorm:
     """The authors' code's affinity on whole unit vectors, for comparison; quadratic in the number of networks."""
 
-    def scores(self, rows: Tensor, couplings: Tensor, group: Sequence[int]) -> Tensor:
-        """Return the summed affinity; see :class:`Kernel`."""
-        return _pair_scores(vector_affinity, rows, couplings, group)
-
-    def pool(self, rows: Tensor, couplings: Tensor) -> Pool:
+    def pool(self, rows: Sequence[Tensor], couplings: Couplings) -> Pool:
         """Compare pair by pair; see :class:`Kernel`."""
         return _PairPool(vector_affinity, rows, couplings)
+
+
+def to_universe(rows: Tensor, coupling: Tensor) -> Tensor:
+    """Carry unit rows (units, d) to the universe along a coupling (integer sources or a soft matrix)."""
+    return rows[coupling] if coupling.dtype == torch.int64 else coupling.T @ rows
 
 
 class _ProductPool:
     """Keeps, for each term, the sum of all networks' features in the universe: linear in the number of networks."""
 
-    def __init__(self, features: Callable[[Tensor], Iterator[Tensor]], rows: Tensor, couplings: Tensor) -> None:
-        self._features, self._rows, self._couplings = features, rows, couplings.clone()
+    def __init__(
+        self, features: Callable[[Tensor], Iterator[Tensor]], rows: Sequence[Tensor], couplings: Couplings
+    ) -> None:
+        self._features, self._rows, self._couplings = features, rows, list(couplings)
         self._totals: list[Tensor] = []
-        if len(rows) > 2:
+        self._known: dict[int, Tensor] = {}  # what one-term kernels have carried already
+        if len(rows) > 2:  # else the anchor is the only other network, and there is nothing to sum
             self._totals = [phi.clone() for phi in features(rows[0])]
             for k in range(1, len(rows)):
-                self._add(k, 1.0)
+                for total, own in zip(self._totals, self._transported(k), strict=True):
+                    total.add_(own)
 
     def scores(self, k: int) -> Tensor:
-        if not self._totals:  # the anchor is the only other network
-            pairs = zip(self._features(self._rows[k]), self._features(self._rows[0]), strict=True)
-        else:
-            own = self._couplings[k - 1]
-            pairs = (
-                (phi, total - to_universe(phi, own))
-                for phi, total in zip(self._features(self._rows[k]), self._totals, strict=True)
-            )
-        result = self._rows.new_zeros(self._rows.shape[1], self._rows.shape[1])
-        for phi, rest in pairs:
+        result = self._rows[k].new_zeros(len(self._rows[k]), len(self._rows[0]))
+        for phi, rest in zip(self._features(self._rows[k]), self._rest(k), strict=True):
             result.addmm_(phi, rest.T)
         return result
 
-    def replace(self, k: int, source: Tensor) -> None:
-        if self._totals:
-            self._add(k, -1.0)
-        self._couplings[k - 1] = source
-        if self._totals:
-            self._add(k, 1.0)
+    def replace(self, k: int, coupling: Tensor) -> None:
+        if not self._totals:
+            return
+        for total, own in zip(self._totals, self._transported(k), strict=True):
+            total.sub_(own)
+        self._couplings[k - 1] = coupling
+        self._known.pop(k, None)
+        for total, own in zip(self._totals, self._transported(k), strict=True):
+            total.add_(own)
 
-    def _add(self, k: int, sign: float) -> None:
-        for phi, total in zip(self._features(self._rows[k]), self._totals, strict=True):
-            total.add_(to_universe(phi, self._couplings[k - 1]), alpha=sign)
+    def _rest(self, k: int) -> Iterator[Tensor]:
+        if not self._totals:
+            return self._features(self._rows[0])
+        return (total - own for total, own in zip(self._totals, self._transported(k), strict=True))
+
+    def _transported(self, k: int) -> Iterator[Tensor]:
+        if k in self._known:
+            yield self._known[k]
+            return
+        for phi in self._features(self._rows[k]):
+            own = to_universe(phi, self._couplings[k - 1])
+            if len(self._totals) == 1:
+                self._known[k] = own
+            yield own
 
 
 class _PairPool:
     """Compares every pair of networks: quadratic in their number."""
 
-    def __init__(self, pair: Callable[[Tensor, Tensor], Tensor], rows: Tensor, couplings: Tensor) -> None:
-        self._pair, self._rows, self._couplings = pair, rows, couplings.clone()
+    def __init__(
+        self, pair: Callable[[Tensor, Tensor], Tensor], rows: Sequence[Tensor], couplings: Couplings
+    ) -> None:
+        self._pair, self._rows, self._couplings = pair, rows, list(couplings)
 
     def scores(self, k: int) -> Tensor:
-        return _pair_scores(self._pair, self._rows, self._couplings, [k])[0]
-
-    def replace(self, k: int, source: Tensor) -> None:
-        self._couplings[k - 1] = source
-
-
-def to_universe(rows: Tensor, coupling: Tensor) -> Tensor:
-    """Carry unit rows (..., units, d) to the universe along couplings (float stack or integer sources)."""
-    if coupling.dtype == torch.int64:
-        return rows.gather(-2, coupling.unsqueeze(-1).expand(*coupling.shape, rows.shape[-1]))
-    return coupling.transpose(-2, -1) @ rows
-
-
-def _product_scores(features: Iterator[Tensor], couplings: Tensor, group: Sequence[int]) -> Tensor:
-    scores: Tensor | None = None
-    chosen = list(group)
-    others = [k for k in range(1, len(couplings) + 1) if k not in set(chosen)]
-    for phi in features:
-        rest = phi[:1]
-        if others:
-            rest = rest + to_universe(phi[others], couplings[[k - 1 for k in others]]).sum(0, keepdim=True)
-        if len(chosen) > 1:  # the members of the group see one another too
-            own = to_universe(phi[chosen], couplings[[k - 1 for k in chosen]])
-            rest = rest + own.sum(0, keepdim=True) - own
-        if scores is None:
-            scores = phi[chosen] @ rest.transpose(-2, -1)
-        else:
-            scores.baddbmm_(phi[chosen], rest.transpose(-2, -1))
-    if scores is None:
-        raise AssertionError("a kernel has at least one term")
-    return scores
-
-
-def _pair_scores(
-    pair: Callable[[Tensor, Tensor], Tensor], rows: Tensor, couplings: Tensor, group: Sequence[int]
-) -> Tensor:
-    result: list[Tensor] = []
-    for k in group:
-        total = pair(rows[k], rows[0])
-        for other in range(1, len(rows)):
+        total = self._pair(self._rows[k], self._rows[0])
+        for other in range(1, len(self._rows)):
             if other != k:
-                total = total + to_universe(pair(rows[k], rows[other]).T, couplings[other - 1]).T
-        result.append(total)
-    return torch.stack(result)
+                affinity = self._pair(self._rows[k], self._rows[other])
+                total = total + to_universe(affinity.T, self._couplings[other - 1]).T
+        return total
+
+    def replace(self, k: int, coupling: Tensor) -> None:
+        self._couplings[k - 1] = coupling

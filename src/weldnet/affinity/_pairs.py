@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -42,7 +43,7 @@ def gaussian_affinity(a: Tensor, b: Tensor, sigma: float, *, tolerance: float = 
     Returns:
         Shape (m, n).
     """
-    terms = expansion_terms(a, b, sigma, tolerance=tolerance)
+    terms = expansion_terms(a, b, sigma=sigma, tolerance=tolerance)
     if terms is None:
         return exact_gaussian_affinity(a, b, sigma)
     result = a.new_zeros(len(a), len(b))
@@ -60,22 +61,29 @@ def gaussian_features(x: Tensor, sigma: float, terms: int) -> Iterator[Tensor]:
         phi = phi.mul(u).mul_(math.sqrt(2 / (r + 1)))
 
 
-def expansion_terms(a: Tensor, b: Tensor, sigma: float, *, tolerance: float = 1e-4) -> int | None:
-    """Return how many terms bring the relative error below ``tolerance``, or None if more than 48.
+def expansion_terms(*rows: Tensor, sigma: float, tolerance: float = 1e-4) -> int | None:
+    """Return how many terms bring every pair's relative error below ``tolerance``, or None if more than 48.
 
     The remainder after R terms is ``E = sum_(r>=R) phi_r(a) phi_r(b)^T``. By Cauchy and Schwarz
     ``|E|_F^2 <= q_R(a) q_R(b)`` with ``q_R(x) = sum_(r>=R) |phi_r(x)|^2 = sum_entries P(Poisson(2 x^2/sigma) >= R)``,
     a regularised incomplete gamma function. By Jensen's inequality, twice, the affinities' own norm is at least
     ``sqrt(m n) d exp(-mean squared distance / sigma)``. The tail is read off a histogram of |x| with every entry
     moved to its bin's upper edge, which can only enlarge the bound.
+
+    Args:
+        rows: two feature matrices or more, each of shape (units, d).
+        sigma: width, in squared units of the features, above 0.
+        tolerance: bound on the relative error in the Frobenius norm.
     """
-    (m, d), n = a.shape, len(b)
-    distance = float(
-        a.double().square().mean() + b.double().square().mean() - 2 * (a.double().mean(0) * b.double().mean(0)).mean()
-    )
-    smallest = math.sqrt(m * n) * d * math.exp(-min(distance / sigma, 700.0))
     orders = np.arange(1, MAX_TERMS + 1)
-    bound = np.sqrt(_tail(a, sigma, orders) * _tail(b, sigma, orders)) / max(smallest, 1e-300)
+    tails = [_tail(x, sigma, orders) for x in rows]
+    squares = [float(x.square().mean(dtype=torch.float64)) for x in rows]
+    means = [x.mean(0, dtype=torch.float64) for x in rows]
+    bound = np.zeros(len(orders))
+    for i, j in itertools.combinations(range(len(rows)), 2):
+        distance = squares[i] + squares[j] - 2 * float((means[i] * means[j]).mean())
+        norm = math.sqrt(len(rows[i]) * len(rows[j])) * rows[i].shape[1] * math.exp(-min(distance / sigma, 700.0))
+        bound = np.maximum(bound, np.sqrt(tails[i] * tails[j]) / max(norm, 1e-300))
     enough = np.flatnonzero(bound <= tolerance)
     return int(orders[enough[0]]) if enough.size else None
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from weldnet.affinity import Kernel
+from weldnet.affinity import Kernel, Pool
 from weldnet.alignment._method import Alignment, Problem
 from weldnet.assignment import Nest, Permutation, best_nested_permutations
-from weldnet.structure import Place, Space, Structure, carried_rows, renumber
+from weldnet.structure import Space, Structure, carried_rows, renumber
 
 __all__ = ["WEIGHTINGS", "Ascent", "Weighting", "hard_sweeps", "start"]
 
@@ -54,13 +54,16 @@ class Ascent:
         """The numbers of the networks that are moved."""
         return range(1, len(self.names))
 
-    def scores(self, space: Space, kernel: Kernel, group: Sequence[int]) -> Tensor:
-        """Return how well the units of each network in ``group`` fit the universe, shape (group, units, universe)."""
-        total = torch.zeros(len(group), space.size, space.size, device=self.device)
+    def pool(self, space: Space, kernel: Kernel) -> SpacePool:
+        """Put together how all networks' units fit the universe, over all places of a space."""
+        pools: list[tuple[float, Pool]] = []
         for place in self.structure.places_of(space.name):
-            scores = kernel.scores(self._rows(place), self.couplings[space.name], group)
-            total.add_(scores, alpha=self.weights[place.tensor])
-        return total
+            maps = {p.space: self.couplings[p.space] for p in self.structure.places_in(place.tensor)}
+            stack = self.stacks[place.tensor]
+            anchor = carried_rows(stack[:1], self.structure, place, {})
+            rows = [*anchor, *carried_rows(stack[1:], self.structure, place, maps)]
+            pools.append((self.weights[place.tensor], kernel.pool(rows, list(self.couplings[space.name].clone()))))
+        return SpacePool(space, pools, self.device)
 
     def assign(self, root: Space, kernel: Kernel) -> bool:
         """Give every network in turn the best hard couplings of a root space and what is nested in it.
@@ -68,31 +71,17 @@ class Ascent:
         Returns:
             Whether anything moved.
         """
-        tree = self.structure.tree(root.name)
-        pools = {
-            space.name: [
-                (self.weights[p.tensor], kernel.pool(self._rows(p), self.couplings[space.name]))
-                for p in self.structure.places_of(space.name)
-            ]
-            for space in tree
-        }
+        pools = {space.name: self.pool(space, kernel) for space in self.structure.tree(root.name)}
         moved = False
         for k in self.moving:
-            scores = {
-                space.name: sum(
-                    (w * pool.scores(k) for w, pool in pools[space.name]),
-                    start=torch.zeros(space.size, space.size, device=self.device),
-                )
-                for space in tree
-            }
+            scores = {name: pool.scores(k) for name, pool in pools.items()}
             best = best_nested_permutations(_nest(self.structure, root, scores))
             if not self._improves(scores, best, k):
                 continue
             moved = True
             for name, source in best.items():
                 self.couplings[name][k - 1] = source
-                for _, pool in pools[name]:
-                    pool.replace(k, self.couplings[name][k - 1])
+                pools[name].replace(k, self.couplings[name][k - 1])
         return moved
 
     def _improves(self, scores: Mapping[str, Tensor], best: Mapping[str, Tensor], k: int) -> bool:
@@ -141,12 +130,26 @@ class Ascent:
             couplings[self.names[k]] = {s: Permutation(c[k - 1]) for s, c in self.couplings.items()}
         return Alignment(couplings, method, stats).relative_to(first)
 
-    def _rows(self, place: Place) -> Tensor:
-        """Features of all networks at one place, shape (networks, units, d), other axes in the universe."""
-        stack = self.stacks[place.tensor]
-        maps = {p.space: self.couplings[p.space] for p in self.structure.places_in(place.tensor)}
-        anchor = carried_rows(stack[:1], self.structure, place, {})
-        return torch.cat([anchor, carried_rows(stack[1:], self.structure, place, maps)])
+
+@dataclass
+class SpacePool:
+    """The pools of a space's places, weighted."""
+
+    space: Space
+    pools: list[tuple[float, Pool]]
+    device: torch.device
+
+    def scores(self, k: int) -> Tensor:
+        """Return how well the units of network ``k`` fit the universe, shape (units, universe)."""
+        total = torch.zeros(self.space.size, self.space.size, device=self.device)
+        for weight, pool in self.pools:
+            total.add_(pool.scores(k), alpha=weight)
+        return total
+
+    def replace(self, k: int, coupling: Tensor) -> None:
+        """Give network ``k`` another coupling."""
+        for _, pool in self.pools:
+            pool.replace(k, coupling)
 
 
 def start(problem: Problem, weighting: str, order: Sequence[str] | None = None) -> Ascent:

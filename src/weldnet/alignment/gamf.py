@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -42,7 +42,8 @@ class Gamf:
         tau: first temperature, in standard deviations of the affinities.
         gamma: factor from one temperature to the next.
         tau_min: last temperature.
-        sweeps: at most, for each temperature.
+        sweeps: at most, for each temperature and pair; N networks get 1/(N-1) of it, since each of their sweeps
+            already makes N-1 updates of every space.
         settled: a temperature is left once a sweep moves less than this share of the units' mass.
         sinkhorn_iterations: for each visit, warm-started.
         hard_sweeps: at most, at the end.
@@ -118,11 +119,17 @@ class Gamf:
         warm: dict[str, Potentials] = {}
         count = 0
         directions = itertools.cycle([roots, roots[::-1]])
+        limit = max(1, round(self.sweeps / len(ascent.moving)))
         for tau in _temperatures(self.tau, self.gamma, self.tau_min):
-            for _ in range(self.sweeps):
+            previous: Space | None = None
+            for _ in range(limit):
                 count += 1
-                moved = [self._visit(ascent, kernel, root, tau, warm) for root in next(directions)]
-                if sum(moved) <= self.settled * max(1, sum(s.size for s in soft)):
+                moved = 0.0
+                for root in next(directions):
+                    if root != previous:  # turning round, the last space has seen no news
+                        moved += self._visit(ascent, kernel, root, tau, warm)
+                    previous = root
+                if moved <= self.settled * max(1, sum(s.size for s in soft)):
                     break
         for space in soft:
             plans = ascent.couplings[space.name]
@@ -134,14 +141,16 @@ class Gamf:
         if ascent.structure.children(root.name):
             ascent.assign(root, kernel)
             return 0.0
-        moved = 0.0
-        for number, group in enumerate(_groups(ascent.moving)):
-            scores = standardise(ascent.scores(root, kernel, group))
-            key = f"{root.name}/{number}"
+        couplings, moved = ascent.couplings[root.name], 0.0
+        pool = ascent.pool(root, kernel)
+        for k in ascent.moving:
+            key = f"{root.name}/{k}"
+            scores = standardise(pool.scores(k))
             plan, warm[key] = sinkhorn(scores, tau, iterations=self.sinkhorn_iterations, start=warm.get(key))
-            chosen = [k - 1 for k in group]
-            moved += float((plan - ascent.couplings[root.name][chosen]).abs().sum()) / 2
-            ascent.couplings[root.name][chosen] = plan
+            moved += float((plan - couplings[k - 1]).abs().sum()) / 2
+            couplings[k - 1] = plan
+            if k != ascent.moving[-1]:
+                pool.replace(k, plan)
         return moved / len(ascent.moving)
 
 
@@ -149,11 +158,6 @@ def _temperatures(tau: float, gamma: float, tau_min: float) -> Iterator[float]:
     while tau >= tau_min:
         yield tau
         tau *= gamma
-
-
-def _groups(moving: Sequence[int]) -> list[list[int]]:
-    """Networks that are updated at once; two groups, because updating all at once oscillates."""
-    return [group for group in (list(moving)[::2], list(moving)[1::2]) if group]
 
 
 def _by_norm(problem: Problem) -> list[str]:

@@ -68,16 +68,20 @@ def sinkhorn(
     kernel = ((scores - row.unsqueeze(-1) - column.unsqueeze(-2)) / temperature).exp()
     left, right = torch.ones_like(row), torch.ones_like(column)
     for _ in range(iterations - 1):
-        sums = (kernel @ right.unsqueeze(-1)).squeeze(-1)
+        sums = _times(kernel, right)
         if float((left * sums - 1).abs().amax()) < tolerance:
             break
         left = 1 / sums
-        right = 1 / (left.unsqueeze(-2) @ kernel).squeeze(-2)
+        right = 1 / _times(kernel.transpose(-2, -1), left)
     extreme = torch.finfo(scores.dtype).max ** 0.5
     if not all(bool(((s > 1 / extreme) & (s < extreme)).all()) for s in (left, right)):
         return _log_sinkhorn(scores, temperature, iterations, Potentials(row, column))
     plan = left.unsqueeze(-1) * kernel * right.unsqueeze(-2)
     return plan, Potentials(row - temperature * left.log(), column - temperature * right.log())
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return torch.mv(matrix, vector) if matrix.dim() == 2 else (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _log_sinkhorn(scores: Tensor, temperature: float, iterations: int, start: Potentials) -> tuple[Tensor, Potentials]:
