@@ -77,7 +77,7 @@ def test_one_visit_of_two_networks_has_the_published_affinities(mean_square):
     assert [s.size for s in structure.spaces] == list(WIDTHS[1:-1])
     for i, space in enumerate(structure.spaces):
         expected = reference.pair_affinity(moving, anchor, i, couplings[1], couplings[0], SIGMA * mean_square)
-        got = ascent.scores(space, Gaussian(SIGMA, tolerance=0), [1])[0].numpy()
+        got = ascent.pool(space, Gaussian(SIGMA, tolerance=0)).scores(1).numpy()
         assert relative(got, expected) <= 1e-5
 
 
@@ -87,7 +87,7 @@ def test_the_fast_expansion_has_the_published_affinities_too():
     chains = [chain_of(state) for state in states.values()]
     for i, space in enumerate(structure.spaces):
         expected = reference.universe_affinity(chains, 1, i, couplings, 12.0)
-        got = ascent.scores(space, Gaussian(12.0, tolerance=1e-5), [1])[0].numpy()
+        got = ascent.pool(space, Gaussian(12.0, tolerance=1e-5)).scores(1).numpy()
         assert relative(got, expected) <= 2e-5
 
 
@@ -98,12 +98,10 @@ def test_one_visit_of_many_networks_sums_over_all_others(count):
     ascent, couplings = ascent_with_soft_couplings(structure, states, seed=2)
     chains = [chain_of(state) for state in states.values()]
     for i, space in enumerate(structure.spaces):
-        together = ascent.scores(space, Gaussian(SIGMA, tolerance=0), list(ascent.moving)).numpy()
+        pool = ascent.pool(space, Gaussian(SIGMA, tolerance=0))
         for k in ascent.moving:
             expected = reference.universe_affinity(chains, k, i, couplings, SIGMA)
-            assert relative(together[k - 1], expected) <= 1e-5
-            alone = ascent.scores(space, Gaussian(SIGMA, tolerance=0), [k])[0].numpy()
-            assert relative(alone, expected) <= 1e-5
+            assert relative(pool.scores(k).numpy(), expected) <= 1e-5
 
 
 def test_the_reference_tells_wrong_directions_apart():
