@@ -49,12 +49,13 @@ def barrier(
     json: Json = False,
 ) -> None:
     """Measure loss and accuracy on the straight line from A to B, and from A to B aligned to A."""
-    from weldnet.alignment import make_method
+    from weldnet.cli._method import check_device, choose_method
     from weldnet.cli._model import build_model
     from weldnet.cli._networks import load_networks
     from weldnet.data import load
 
-    chosen = make_method(method, **parse_options(option))
+    chosen = choose_method(method, parse_options(option))
+    check_device(device)
     networks = load_networks(build_model(model), [first, second])
     images = load(data, split=split)  # pyright: ignore[reportArgumentType]  (load says which splits there are)
     with stray_prints_to_stderr():

@@ -163,8 +163,17 @@ def write_results(
             text = render(result.report, report.suffix)
             stack.enter_context(atomic_path(report)).write_text(text, encoding="utf-8")
         if alignment is not None:
-            result.alignment.save(stack.enter_context(atomic_path(alignment)))
+            _save_alignment(result, stack.enter_context(atomic_path(alignment)), alignment)
         result.save(output, files=files)
+
+
+def _save_alignment(result: Fusion, temporary: Path, path: Path) -> None:
+    from weldnet.errors import CheckpointError
+
+    try:
+        result.alignment.save(temporary)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(temporary), str(path))) from error
 
 
 def _check_settings(settings: FuseConfig) -> None:
@@ -178,10 +187,11 @@ def _check_settings(settings: FuseConfig) -> None:
     missing = [word for key, word in needed.items() if getattr(settings, key) is None]
     if missing:
         raise UsageError(f"fusing needs {' and '.join(missing)}; see weldnet fuse --help")
-    from weldnet.alignment import make_method
+    from weldnet.cli._method import check_device, choose_method
     from weldnet.fusion import REPAIRS, normalise_weights
 
-    make_method(settings.method, **settings.options)
+    choose_method(settings.method, settings.options)
+    check_device(settings.device)
     if settings.repair not in REPAIRS:
         raise UsageError(f"unknown repair {settings.repair!r}; weldnet has {', '.join(REPAIRS)}")
     if settings.repair == "data" and settings.data is None:
@@ -195,25 +205,23 @@ def _check_outputs(settings: FuseConfig) -> None:
     from weldnet.cli._report import REPORT_SUFFIXES
 
     assert settings.output is not None
-    wanted = {
-        settings.output: SUFFIXES,
-        settings.report: REPORT_SUFFIXES,
-        settings.alignment_out: (".safetensors",),
-    }
-    outputs = [path for path in wanted if path is not None]
-    refuse_suffixes({path: wanted[path] for path in outputs})
+    refuse_suffix(settings.output, SUFFIXES)
+    if settings.report is not None:
+        refuse_suffix(settings.report, REPORT_SUFFIXES)
+    if settings.alignment_out is not None:
+        refuse_suffix(settings.alignment_out, (".safetensors",))
+    outputs = [path for path in (settings.output, settings.report, settings.alignment_out) if path is not None]
     refuse_overwriting(outputs, settings.networks)
     for path in outputs:
         check_writable(path)
 
 
-def refuse_suffixes(wanted: dict[Path, tuple[str, ...]]) -> None:
+def refuse_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
     """Raise UsageError for an output file whose suffix is not among the given ones."""
     from weldnet.errors import UsageError
 
-    for path, suffixes in wanted.items():
-        if path.suffix not in suffixes:
-            raise UsageError(f"{str(path)!r}: cannot write the extension {path.suffix!r}; use {', '.join(suffixes)}")
+    if path.suffix not in suffixes:
+        raise UsageError(f"{str(path)!r}: cannot write the extension {path.suffix!r}; use {', '.join(suffixes)}")
 
 
 def refuse_overwriting(outputs: list[Path], inputs: list[Path]) -> None:
@@ -226,7 +234,7 @@ def refuse_overwriting(outputs: list[Path], inputs: list[Path]) -> None:
         where = os.path.realpath(path)
         inside = path.exists() and any(path.resolve().parent == home.resolve() for home in homes)
         if where in taken or inside:
-            raise UsageError(f"{str(path)!r} is both read and written; choose another output path")
+            raise UsageError(f"{str(path)!r} is read or written twice; choose another output path")
         taken[where] = path
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["float_dtype", "make_input"]
 
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _SAVED = (".pt", ".pth", ".bin", ".safetensors")
 _FORMS = (
     "give a shape such as 1,3,32,32 or 1,16:int64 (several with ';' between), or a saved tensor (.pt, .safetensors)"
@@ -71,12 +72,10 @@ def _tensor(part: str, default: torch.dtype, generator: torch.Generator) -> Tens
 def _dtype(word: str) -> torch.dtype:
     import torch
 
-    found = getattr(torch, word, None)
-    if isinstance(found, torch.dtype):
-        return found
-    known = [name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)]
-    close = difflib.get_close_matches(word, known, 1) or ["int64"]
-    raise UsageError(f"--input: there is no dtype {word!r}; did you mean {close[0]!r}?")
+    if word in _DTYPES:
+        return getattr(torch, word)
+    close = difflib.get_close_matches(word, _DTYPES, 1) or ["int64"]
+    raise UsageError(f"--input: unknown dtype {word!r}; did you mean {close[0]!r}? It may be {', '.join(_DTYPES)}")
 
 
 def _read(path: Path) -> Any:

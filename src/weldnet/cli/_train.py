@@ -38,7 +38,8 @@ def train(
     After every epoch the state is kept in OUT.state, for --resume; it is removed when the network is written.
     """
     from weldnet.checkpoints import SUFFIXES, check_writable
-    from weldnet.cli._fuse import refuse_suffixes
+    from weldnet.cli._fuse import refuse_suffix
+    from weldnet.cli._method import check_device
     from weldnet.training import Recipe
 
     recipe = Recipe(
@@ -52,7 +53,8 @@ def train(
         weight_decay=weight_decay,
         seed=seed,
     )
-    refuse_suffixes({output: SUFFIXES})
+    refuse_suffix(output, SUFFIXES)
+    check_device(device)
     check_writable(output)
     result, score = _train(model, data, output, recipe, resume, device)
     if json:
@@ -73,11 +75,10 @@ def _train(
     from weldnet.training import train
 
     network = build_model(model, seed=recipe.seed)
-    images = load(data, split="train")
+    images, test = load(data, split="train"), load(data, split="test")
     state = output.with_name(f"{output.name}.state")
-    output.parent.mkdir(parents=True, exist_ok=True)
     result = train(network, images, recipe, device=device, state_path=state, resume=resume, progress=interactive())
-    score = asdict(evaluate(result.model, load(data, split="test"), device=device))
+    score = asdict(evaluate(result.model, test, device=device))
     config = {"model": model, "data": data, "recipe": asdict(recipe), "test": score}
     save(result.model.state_dict(), output, metadata=provenance([], config, recipe.seed))
     state.unlink(missing_ok=True)
