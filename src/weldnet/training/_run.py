@@ -212,6 +212,10 @@ class _Run:
             with suppress(OSError):
                 scratch.unlink()
             raise TrainingError(f"the training state {path} cannot be written ({error})") from error
+        except BaseException:
+            with suppress(OSError):
+                scratch.unlink()
+            raise
 
     def restore(self, path: Path) -> None:
         """Go back to a saved state of this very run."""
