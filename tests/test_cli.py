@@ -238,7 +238,8 @@ def test_config_gives_what_the_command_line_does_not(cli, pair):
 
 
 def test_a_printed_config_is_a_config(cli, pair):
-    _, first, _ = cli("fuse", *pair, "-o", "f.pt", *BASE, "--no-check", "--size", "1.0", "--print-config")
+    _, first, _ = cli("fuse", *pair, "-o", "f.pt", *BASE, "--no-check", "--option", "sigma=inf", "--print-config")
+    assert yaml.safe_load(first)["options"] == {"sigma": float("inf")}
     Path("again.yaml").write_text(first)
     assert cli("fuse", "--config", "again.yaml", "--print-config") == (0, first, "")
 

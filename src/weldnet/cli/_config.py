@@ -44,7 +44,16 @@ class FuseConfig(BaseModel):
 
     def to_yaml(self) -> str:
         """Return the settings as a config file."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.safe_dump(_writable(self.model_dump()), sort_keys=False)
+
+
+def _writable(value: Any) -> Any:
+    """Replace what YAML has no word for; unlike JSON it has one for infinity."""
+    if isinstance(value, Mapping):
+        return {key: _writable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_writable(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def resolve(file: Path | None, given: Mapping[str, Any]) -> FuseConfig:
