@@ -71,18 +71,61 @@ class Ascent:
         Returns:
             Whether anything moved.
         """
-        pools = {space.name: self.pool(space, kernel) for space in self.structure.tree(root.name)}
+        tree = self.structure.tree(root.name)
+        pools = {space.name: self.pool(space, kernel) for space in tree}
+        entangled = _entangled(self.structure, tree)
         moved = False
         for k in self.moving:
             scores = {name: pool.scores(k) for name, pool in pools.items()}
             best = best_nested_permutations(_nest(self.structure, root, scores))
             if not self._improves(scores, best, k):
                 continue
+            if entangled:
+                if self._ascends(tree, kernel, scores, best, k):
+                    moved = True
+                    pools = {space.name: self.pool(space, kernel) for space in tree}
+                continue
             moved = True
             for name, source in best.items():
                 self.couplings[name][k - 1] = source
                 pools[name].replace(k, self.couplings[name][k - 1])
         return moved
+
+    def _ascends(
+        self, tree: Sequence[Space], kernel: Kernel, scores: dict[str, Tensor], best: dict[str, Tensor], k: int
+    ) -> bool:
+        """Move to the best couplings if that really is better; else try one space of the tree after the other.
+
+        Where a tensor has two axes in one tree (a grouped convolution, or a layer from a space to itself), the scores
+        hold only while the other axis stays. Moving both by them could go down, and cycle.
+        """
+        old = {space.name: self.couplings[space.name][k - 1].clone() for space in tree}
+        before = self._value(tree, kernel, k)
+        candidates = [best]
+        for space in tree if len(tree) > 1 else ():
+            pinned = {s.name: _pin(old[s.name], scores[s.name]) for s in tree} | {space.name: scores[space.name]}
+            candidates.append(best_nested_permutations(_nest(self.structure, tree[0], pinned)))
+        for candidate in candidates:
+            for name, source in candidate.items():
+                self.couplings[name][k - 1] = source
+            if self._value(tree, kernel, k) > before + 1e-6 * abs(before):
+                return True
+        for name, source in old.items():
+            self.couplings[name][k - 1] = source
+        return False
+
+    def _value(self, tree: Sequence[Space], kernel: Kernel, k: int) -> float:
+        """Return how well network ``k`` fits the universe over all tensors with a place in the tree, each once."""
+        names = {space.name for space in tree}
+        total = 0.0
+        for space in tree:
+            source = self.couplings[space.name][k - 1]
+            universe = torch.arange(len(source), device=source.device)
+            pools = self.pool(space, kernel).pools
+            for place, (weight, pool) in zip(self.structure.places_of(space.name), pools, strict=True):
+                fit = float(pool.scores(k)[source, universe].sum(dtype=torch.float64))
+                total += weight * fit / len(_sides(self.structure, place.tensor, names))
+        return total
 
     def _improves(self, scores: Mapping[str, Tensor], best: Mapping[str, Tensor], k: int) -> bool:
         """Whether new couplings raise the scores by more than float32 can tell: else moving would only cycle."""
@@ -123,12 +166,12 @@ class Ascent:
             norms += self.weights[name] * own * (count - 1)
         return inner / norms if norms else 1.0
 
-    def alignment(self, method: str, stats: Mapping[str, object], first: str) -> Alignment:
-        """Return the hard couplings as an alignment in the order of network ``first``."""
+    def alignment(self, method: str, stats: Mapping[str, object], names: Sequence[str]) -> Alignment:
+        """Return the hard couplings as an alignment of the networks in the order of ``names``, the first as anchor."""
         couplings = {self.names[0]: {s.name: Permutation.identity(s.size) for s in self.structure.spaces}}
         for k in self.moving:
             couplings[self.names[k]] = {s: Permutation(c[k - 1]) for s, c in self.couplings.items()}
-        return Alignment(couplings, method, stats).relative_to(first)
+        return Alignment({name: couplings[name] for name in names}, method, stats).relative_to(names[0])
 
 
 @dataclass
@@ -173,6 +216,24 @@ def start(problem: Problem, weighting: str, order: Sequence[str] | None = None) 
 def _nest(structure: Structure, space: Space, scores: Mapping[str, Tensor]) -> Nest:
     children = tuple(_nest(structure, child, scores) for child in structure.children(space.name))
     return Nest(space.name, scores[space.name], children)
+
+
+def _sides(structure: Structure, tensor: str, spaces: set[str]) -> set[tuple[tuple[int, ...], object]]:
+    """The axes of a tensor on which some of the spaces lie."""
+    return {(place.axes, place.view) for place in structure.places_in(tensor) if place.space in spaces}
+
+
+def _entangled(structure: Structure, tree: Sequence[Space]) -> bool:
+    names = {space.name for space in tree}
+    tensors = {place.tensor for name in names for place in structure.places_of(name)}
+    return any(len(_sides(structure, tensor, names)) > 1 for tensor in tensors)
+
+
+def _pin(source: Tensor, scores: Tensor) -> Tensor:
+    """Scores that no coupling but the present one can reach."""
+    pinned = torch.zeros_like(scores)
+    pinned[source, torch.arange(len(source), device=source.device)] = 4 * float(scores.abs().sum()) + 1
+    return pinned
 
 
 def hard_sweeps(ascent: Ascent, kernel: Kernel, orders: Iterable[Sequence[Space]]) -> tuple[int, bool]:

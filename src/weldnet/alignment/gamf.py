@@ -101,7 +101,7 @@ class Gamf:
             "sweeps": count,
             "converged": converged,
         }
-        return ascent.alignment(repr(self), stats, problem.names[0])
+        return ascent.alignment(repr(self), stats, problem.names)
 
     def _kernel(self) -> Kernel:
         if self.affinity == "vector":

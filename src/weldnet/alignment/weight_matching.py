@@ -48,7 +48,7 @@ class WeightMatching:
         orders = _random_orders(problem.structure.roots, self.sweeps, generator)
         count, converged = hard_sweeps(ascent, InnerProduct(), orders)
         stats = {"objective": ascent.objective(), "sweeps": count, "converged": converged}
-        return ascent.alignment(repr(self), stats, problem.names[0])
+        return ascent.alignment(repr(self), stats, problem.names)
 
 
 def _random_orders(roots: Sequence[Space], count: int, generator: torch.Generator) -> Iterator[list[Space]]:
