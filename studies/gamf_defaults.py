@@ -26,7 +26,6 @@ import torch
 
 import weldnet
 from weldnet import checkpoints, data, evaluation, models
-from weldnet.alignment import make_method
 from weldnet.fusion import BatchNormReset, NoRepair
 
 SETS = {
@@ -150,7 +149,9 @@ def table(out: Path, target: Path) -> None:
                 continue
             values = [100 * r["accuracy"] for r in found]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.2f} ({spread:.2f}), {statistics.mean(r['cpu_seconds'] for r in found):.1f} s")
+            cells.append(
+                f"{statistics.mean(values):.2f} ({spread:.2f}), {statistics.mean(r['cpu_seconds'] for r in found):.1f} s"
+            )
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     target.write_text("\n".join(lines) + "\n")
 

@@ -49,9 +49,7 @@ _CIFAR = Recipe(epochs=10, schedule="onecycle", augment="crop-flip", precision="
 _VALIDATION = tuple(range(100, 106))
 
 _MLP = NetworkSet(model="mlp", dataset="mnist", recipe=_MNIST, seeds=tuple(range(10)))
-_CNN = NetworkSet(
-    model="simple_cnn", dataset="mnist", recipe=replace(_MNIST, epochs=3), seeds=_VALIDATION[:4]
-)
+_CNN = NetworkSet(model="simple_cnn", dataset="mnist", recipe=replace(_MNIST, epochs=3), seeds=_VALIDATION[:4])
 _VGG = NetworkSet(
     model="vgg11",
     options={"width": 0.25, "batch_norm": False, "bias": False},
@@ -159,9 +157,7 @@ def _commit() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", metavar="SET[:SEEDS]", help=f"default: all of {', '.join(SETS)}")
     parser.add_argument("--out", type=Path, default=Path("runs/nets"), help="folder of the networks")
     parser.add_argument("--threads", type=int, help="threads of one process; default: PyTorch's choice")

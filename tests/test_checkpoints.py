@@ -375,9 +375,7 @@ def test_a_key_missing_from_its_shard_is_named(tmp_path):
     _fails("part-0.safetensors': lacks 1 tensor .*'fc3.weight'", load, index)
 
 
-@pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "/secret.safetensors", "a/../../secret.safetensors"]
-)
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/secret.safetensors", "a/../../secret.safetensors"])
 @pytest.mark.parametrize("slash", ["/", "\\"])
 def test_a_shard_outside_the_folder_is_refused(tmp_path, name, slash):
     save({"fc1.weight": torch.ones(1)}, tmp_path / "secret.safetensors")
@@ -472,9 +470,7 @@ def test_provenance_of_a_missing_parent_fails(tmp_path):
 # --- numbers, keys and shapes ---
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
-)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite_are_counted(dtype, value):
     state = {"ok": torch.ones(3), "bad": torch.ones(2, 5).to(dtype), "worse": torch.full((2,), value)}
@@ -499,9 +495,7 @@ def test_missing_and_extra_keys_are_named():
     del other["fc1.bias"]
     other["fc3.bias"] = torch.ones(1)
     for match in (match_keys, match_states):
-        message = _fails(
-            "'b' lacks 1 key of 'a' .'fc1.bias'", match, {"a": _state(), "ok": _state(), "b": other}
-        )
+        message = _fails("'b' lacks 1 key of 'a' .'fc1.bias'", match, {"a": _state(), "ok": _state(), "b": other})
         assert "has 1 key that 'a' lacks ('fc3.bias')" in message
 
 
@@ -614,9 +608,7 @@ def test_a_save_that_fails_half_way_leaves_everything_as_it_was(tmp_path, monkey
     with pytest.raises(expected) as caught:
         save(_state(), path)
     if expected is CheckpointError:
-        assert f"net{suffix}': cannot be written: {getattr(error, 'strerror', None) or error}" in str(
-            caught.value
-        )
+        assert f"net{suffix}': cannot be written: {getattr(error, 'strerror', None) or error}" in str(caught.value)
     assert _names(tmp_path) == before
     assert not exists or path.read_bytes() == b"before"
 

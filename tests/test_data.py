@@ -59,9 +59,7 @@ def write(
     return path
 
 
-@pytest.mark.parametrize(
-    ("image", "label", "named"), [("image", "label", True), ("img", "fine_label", False)]
-)
+@pytest.mark.parametrize(("image", "label", "named"), [("image", "label", True), ("img", "fine_label", False)])
 def test_a_parquet_folder_is_read_as_it_was_written(tmp_path, image, label, named):
     arrays = pixels(4)
     write(tmp_path / "set" / "test.parquet", arrays, [0, 2, 1, 2], image, label, named)
@@ -87,9 +85,7 @@ def test_a_validation_file_serves_as_test_split(tmp_path):
 
 def test_a_named_dataset_is_found_in_weldnet_data_and_normalised_with_its_constants(tmp_path, monkeypatch):
     monkeypatch.setenv("WELDNET_DATA", str(tmp_path))
-    write(
-        tmp_path / "cifar100" / "test.parquet", [np.full((4, 4, 3), 51, np.uint8)], [0], "img", "fine_label"
-    )
+    write(tmp_path / "cifar100" / "test.parquet", [np.full((4, 4, 3), 51, np.uint8)], [0], "img", "fine_label")
     expected = [(0.2 - 0.5071) / 0.2673, (0.2 - 0.4865) / 0.2564, (0.2 - 0.4409) / 0.2762]
     assert load("cifar100").images[0, :, 0, 0].tolist() == pytest.approx(expected)
 
@@ -115,9 +111,7 @@ def test_a_limit_takes_evenly_spaced_rows(tmp_path):
     assert len(load(tmp_path, limit=60)) == 6
 
 
-def test_the_cache_is_used_rebuilt_when_broken_and_renewed_when_the_file_changes(
-    tmp_path, cache, monkeypatch
-):
+def test_the_cache_is_used_rebuilt_when_broken_and_renewed_when_the_file_changes(tmp_path, cache, monkeypatch):
     path = write(tmp_path / "test.parquet", pixels(3), [0, 1, 2])
     first = load(tmp_path)
     (kept,) = cache.iterdir()
@@ -161,9 +155,7 @@ def test_a_split_is_a_pytorch_dataset():
 
 
 def no_label(folder: Path) -> None:
-    datasets.Dataset.from_dict({"image": [png(pixels(1)[0])], "answer": [1]}).to_parquet(
-        folder / "test.parquet"
-    )
+    datasets.Dataset.from_dict({"image": [png(pixels(1)[0])], "answer": [1]}).to_parquet(folder / "test.parquet")
 
 
 def no_image(folder: Path) -> None:
@@ -227,9 +219,7 @@ def test_a_hub_dataset_is_read_with_its_own_split_name(tmp_path, monkeypatch):
     table = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "arrow"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["train", "valid"])
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, split: {"someone/pets valid": table}[f"{name} {split}"]
-    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {"someone/pets valid": table}[f"{name} {split}"])
     split = load("someone/pets")
     assert split.labels.tolist() == [0, 1, 2]
     assert split.name == "someone/pets"

@@ -181,9 +181,7 @@ def test_crops_are_windows_of_the_padded_image_and_half_are_mirrored():
     images = torch.arange(1.0, 65).view(1, 1, 8, 8).repeat(64, 2, 1, 1)
     out = crop_flip(images, torch.Generator().manual_seed(0))
     padded = nn.functional.pad(images[:1], (4,) * 4)
-    windows = {
-        padded[0, 0, y : y + 8, x : x + 8].numpy().tobytes(): (y, x) for y in range(9) for x in range(9)
-    }
+    windows = {padded[0, 0, y : y + 8, x : x + 8].numpy().tobytes(): (y, x) for y in range(9) for x in range(9)}
     plain = [image[0].numpy().tobytes() in windows for image in out]
     mirrored = [image[0].flip(1).contiguous().numpy().tobytes() in windows for image in out]
     assert all(a != b for a, b in zip(plain, mirrored, strict=True))
@@ -191,9 +189,7 @@ def test_crops_are_windows_of_the_padded_image_and_half_are_mirrored():
     assert torch.equal(out[:, 0], out[:, 1])
 
 
-@pytest.mark.parametrize(
-    ("schedule", "start", "end"), [("cosine", 1, 0), ("onecycle", 0.04, 0), ("constant", 1, 1)]
-)
+@pytest.mark.parametrize(("schedule", "start", "end"), [("cosine", 1, 0), ("onecycle", 0.04, 0), ("constant", 1, 1)])
 def test_schedules_start_and_end_where_they_should(schedule, start, end):
     recipe = replace(RECIPE, schedule=schedule)
     factors = [lr_factor(recipe, step / 100) for step in range(101)]

@@ -75,7 +75,7 @@ class Gaussian:
     """
 
     sigma: float
-    tolerance: float = 1e-4
+    tolerance: float = 1e-3
 
     def pool(self, rows: Sequence[Tensor], couplings: Couplings) -> Pool:
         """Pool the terms of the expansion; see :class:`Kernel`."""
@@ -150,9 +150,7 @@ class _ProductPool:
 class _PairPool:
     """Compares every pair of networks: quadratic in their number."""
 
-    def __init__(
-        self, pair: Callable[[Tensor, Tensor], Tensor], rows: Sequence[Tensor], couplings: Couplings
-    ) -> None:
+    def __init__(self, pair: Callable[[Tensor, Tensor], Tensor], rows: Sequence[Tensor], couplings: Couplings) -> None:
         self._pair, self._rows, self._couplings = pair, rows, list(couplings)
 
     def scores(self, k: int) -> Tensor:

@@ -26,6 +26,7 @@ __all__ = [
     "Problem",
     "WeightMatching",
     "align",
+    "find_device",
     "make_method",
     "named_states",
     "transport",
@@ -72,8 +73,7 @@ def align(
     """
     chosen = make_method(method, **options)
     with torch.no_grad():
-        target = None if device is None else torch.device(device)
-        return chosen(Problem(structure, named_states(networks), seed=seed, device=target))
+        return chosen(Problem(structure, named_states(networks), seed=seed, device=find_device(device)))
 
 
 def named_states(networks: Networks) -> dict[str, Mapping[str, Tensor]]:
@@ -86,6 +86,23 @@ def named_states(networks: Networks) -> dict[str, Mapping[str, Tensor]]:
         state = network.state_dict() if isinstance(network, nn.Module) else network
         states[name] = {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
     return states
+
+
+def find_device(device: str | torch.device | None) -> torch.device | None:
+    """Read a device and try it; None stays None.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=torch.device(device)).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"device {str(device)!r} cannot be used: {reason}; give cpu, or a GPU of this machine"
+        ) from error
 
 
 def _letters(count: int) -> list[str]:

@@ -11,11 +11,10 @@ from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weldnet.assignment import Permutation
-from weldnet.checkpoints import atomic_path, validate_finite
+from weldnet.checkpoints import save, validate_finite
 from weldnet.errors import AlignmentError, CheckpointError, WidthError
 from weldnet.structure import Structure
 
@@ -102,7 +101,7 @@ class Alignment:
         return Alignment(couplings, self.method, self.stats)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the alignment as one safetensors file, atomically.
+        """Write the alignment as one ``.safetensors`` file, atomically.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -110,13 +109,12 @@ class Alignment:
         names = {str(i): name for i, name in enumerate(self.couplings)}
         tensors = {f"{i}/{space}": p.source for i, name in names.items() for space, p in self.couplings[name].items()}
         metadata = {
-            "format": "weldnet-alignment",
+            "content": "weldnet-alignment",
             "networks": json.dumps(list(names.values())),
             "method": self.method,
             "stats": json.dumps(dict(self.stats), default=str),
         }
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        save(tensors, path, metadata=metadata)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Alignment:
@@ -128,7 +126,7 @@ class Alignment:
         try:
             with safe_open(os.fspath(path), framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != "weldnet-alignment":
+                if metadata.get("content") != "weldnet-alignment":
                     raise CheckpointError(f"{path} is not an alignment; Alignment.save() writes one")
                 networks: list[str] = json.loads(metadata["networks"])
                 couplings: dict[str, dict[str, Permutation]] = {name: {} for name in networks}

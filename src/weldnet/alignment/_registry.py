@@ -36,11 +36,12 @@ def make_method(method: str | AlignmentMethod, **options: Any) -> AlignmentMetho
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise UsageError(f"unknown method {method!r}{hint}; weldnet has {', '.join(METHODS)}")
     kind = METHODS[method]
-    known = [f.name for f in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
-    for option in options:
+    known = {f.name: f.default for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    for option, value in options.items():
         if option not in known:
             raise UsageError(f"{method} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    try:
-        return kind(**options)
-    except TypeError as error:
-        raise UsageError(f"{method}: an option has the wrong type: {error}") from error
+        wanted = (int, float) if isinstance(known[option], float) else type(known[option])
+        if isinstance(value, bool) != isinstance(known[option], bool) or not isinstance(value, wanted):
+            kind_of = type(known[option]).__name__
+            raise UsageError(f"{method}: {option} is {value!r}, a {type(value).__name__}; give a {kind_of}")
+    return kind(**options)

@@ -63,7 +63,7 @@ class Gamf:
     settled: float = 0.02
     sinkhorn_iterations: int = 20
     hard_sweeps: int = 100
-    tolerance: float = 1e-4
+    tolerance: float = 1e-3
     name = "gamf"
     order_invariant = True
     equivariant = True

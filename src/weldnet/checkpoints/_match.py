@@ -126,9 +126,7 @@ def _finite(tensor: Tensor) -> Tensor:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    state = {
-        key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)
-    }
+    state = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     lazy = [key for key, value in state.items() if is_lazy(value)]
     if lazy:
         raise CheckpointError(f"the model's {listing(lazy)} not initialised; run it once on an example input")
@@ -160,9 +158,7 @@ def _compare_keys(have: list[str], wanted: list[str], name: str, other: str) -> 
     raise CheckpointError(f"{name} {' and '.join(parts)}; give networks of the same model")
 
 
-def _compare_shapes(
-    state: Mapping[str, Tensor], other: Mapping[str, Tensor], name: str, reference: str
-) -> None:
+def _compare_shapes(state: Mapping[str, Tensor], other: Mapping[str, Tensor], name: str, reference: str) -> None:
     bad = [key for key, tensor in other.items() if state[key].shape != tensor.shape]
     if not bad:
         return

@@ -99,8 +99,7 @@ def _is_checkpoint(path: Path) -> bool:
 def _check_suffix(file: Path) -> None:
     if file.suffix not in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES):
         raise CheckpointError(
-            f"{quote(file)}: unknown extension {file.suffix!r}; "
-            f"expected {_EXTENSIONS} or an {INDEX_SUFFIX} file"
+            f"{quote(file)}: unknown extension {file.suffix!r}; expected {_EXTENSIONS} or an {INDEX_SUFFIX} file"
         )
 
 
@@ -130,9 +129,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(f"{quote(index)}: the index is not valid JSON: {reason(error)}") from error
     mapping = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(mapping, dict) or not mapping or not all(isinstance(v, str) for v in mapping.values()):
-        raise CheckpointError(
-            f"{quote(index)}: the index needs a 'weight_map' from tensor names to file names"
-        )
+        raise CheckpointError(f"{quote(index)}: the index needs a 'weight_map' from tensor names to file names")
     return mapping
 
 

@@ -17,9 +17,7 @@ from weldnet.checkpoints._text import reason
 from weldnet.errors import UsageError
 
 
-def provenance(
-    parents: Sequence[str | os.PathLike[str]], config: Mapping[str, Any], seed: int
-) -> dict[str, str]:
+def provenance(parents: Sequence[str | os.PathLike[str]], config: Mapping[str, Any], seed: int) -> dict[str, str]:
     """Describe how a checkpoint was made, well enough to make it again.
 
     Args:
@@ -51,9 +49,7 @@ def _canonical(value: object) -> str:
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_as_json)
     except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"the config cannot be kept with the weights: {reason(error)}; use JSON values"
-        ) from error
+        raise UsageError(f"the config cannot be kept with the weights: {reason(error)}; use JSON values") from error
 
 
 def _as_json(value: object) -> object:

@@ -145,8 +145,7 @@ def _select(tensors: dict[str, Tensor], keys: tuple[str, ...], shard: Path, inde
 def _check_dense(key: str, tensor: Tensor, file: Path) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
         raise CheckpointError(
-            f"{quote(file)}: tensor {listing([key])} is sparse, quantized or without data; "
-            "save it as a dense tensor"
+            f"{quote(file)}: tensor {listing([key])} is sparse, quantized or without data; save it as a dense tensor"
         )
 
 

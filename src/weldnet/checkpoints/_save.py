@@ -42,16 +42,12 @@ def save(
         try:
             _write(_independent(state), temporary, Path(path).suffix, metadata)
         except KeyError as error:
-            raise CheckpointError(
-                f"{quote(path)}: not written: the format has no {error}; use .pt"
-            ) from error
+            raise CheckpointError(f"{quote(path)}: not written: the format has no {error}; use .pt") from error
         except (SafetensorError, RuntimeError) as error:
             raise CheckpointError(unwritable(path, reason(_origin(error)))) from error
 
 
-def _check_state(
-    state: Mapping[str, Tensor], metadata: Mapping[str, str] | None, path: str | os.PathLike[str]
-) -> None:
+def _check_state(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None, path: str | os.PathLike[str]) -> None:
     if not state:
         raise CheckpointError(f"{quote(path)}: not written: the state dict is empty")
     for key, value in state.items():
@@ -62,9 +58,7 @@ def _check_state(
             )
     for key, text in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(text, str):
-            raise CheckpointError(
-                f"{quote(path)}: not written: metadata {str(key)!r} is not text; use str or JSON"
-            )
+            raise CheckpointError(f"{quote(path)}: not written: metadata {str(key)!r} is not text; use str or JSON")
 
 
 def _write(state: dict[str, Tensor], file: Path, suffix: str, metadata: Mapping[str, str] | None) -> None:

@@ -20,9 +20,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _ZIP_MAGIC = b"PK\x03\x04"
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)|unsupported class ([\w.]+)|unrecognized function ([\w.]+)")
 # Modules whose names stand in every plain state dict; the rest is what the loader may have refused.
-_PLAIN_MODULES = frozenset(
-    {"torch", "torch._utils", "torch.storage", "torch._tensor", "collections", "_codecs"}
-)
+_PLAIN_MODULES = frozenset({"torch", "torch._utils", "torch.storage", "torch._tensor", "collections", "_codecs"})
 # A file of the old format is a few pickles in a row, then raw storage.
 _PICKLES_PER_FILE = 5
 
@@ -54,9 +52,7 @@ def _unwrap(content: object, file: Path) -> Mapping[str, Tensor]:
     wrappers = [name for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
     full = [name for name in wrappers if _is_state(content[name])]
     if len(full) > 1:
-        raise CheckpointError(
-            f"{quote(file)}: holds several state dicts ({listing(full)}); save the one you mean"
-        )
+        raise CheckpointError(f"{quote(file)}: holds several state dicts ({listing(full)}); save the one you mean")
     if full:
         return content[full[0]]
     where, state = (f"{wrappers[0]!r} holds", content[wrappers[0]]) if wrappers else ("holds", content)
@@ -89,9 +85,7 @@ def _explain(file: Path, error: Exception) -> str:
     names = [name for name in _globals(file) if name.rpartition(".")[0] not in _PLAIN_MODULES]
     refused = next(filter(None, match.groups())) if match else next(iter(names), None)
     if any(name.startswith("torch.nn.modules.") for name in names):
-        return (
-            f"is a whole pickled module ({refused}), which would run code when read; save model.state_dict()"
-        )
+        return f"is a whole pickled module ({refused}), which would run code when read; save model.state_dict()"
     if refused is not None:
         return (
             f"would have to run code when read ({refused}), which is refused; "

@@ -77,9 +77,7 @@ def check_suffix(path: str | os.PathLike[str], suffixes: Collection[str] | None)
     """Refuse an output path whose extension is not among the given ones."""
     suffix = Path(path).suffix
     if suffixes is not None and suffix not in suffixes:
-        raise CheckpointError(
-            f"{quote(path)}: cannot write the extension {suffix!r}; use one of {', '.join(suffixes)}"
-        )
+        raise CheckpointError(f"{quote(path)}: cannot write the extension {suffix!r}; use one of {', '.join(suffixes)}")
 
 
 def unwritable(path: str | os.PathLike[str], why: str) -> str:

@@ -87,9 +87,7 @@ def read_hub(repository: str, names: Iterable[str], why: str) -> Pixels:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(
-            f"{why}, and {repository} cannot be read from the hub ({_first_line(error)})"
-        ) from error
+        raise DataError(f"{why}, and {repository} cannot be read from the hub ({_first_line(error)})") from error
     assert isinstance(table, datasets.Dataset)
     files = [Path(entry["filename"]) for entry in table.cache_files]
     return _cached(files, lambda: _decode(table, repository))
@@ -136,9 +134,7 @@ def _decode(table: datasets.Dataset, name: str) -> Pixels:
         for index, picture in enumerate(pictures):
             images[index] = np.asarray(picture.convert(mode)).reshape(height, width, len(mode))
     except (OSError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{name}: column {image_column!r} has an unreadable image ({_first_line(error)})"
-        ) from error
+        raise DataError(f"{name}: column {image_column!r} has an unreadable image ({_first_line(error)})") from error
     labels, classes = _labels(table, label_column, name)
     return Pixels(images, labels, classes)
 
@@ -147,9 +143,7 @@ def _labels(table: datasets.Dataset, column: str, name: str) -> tuple[np.ndarray
     try:
         labels = np.asarray(table[column][:], dtype=np.int64)
     except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{name}: column {column!r} must hold integer labels ({_first_line(error)})"
-        ) from error
+        raise DataError(f"{name}: column {column!r} must hold integer labels ({_first_line(error)})") from error
     names = getattr(table.features[column], "names", None)
     return labels, tuple(names or (str(index) for index in range(int(labels.max()) + 1)))
 

@@ -27,9 +27,7 @@ KNOWN = {
     "mnist": Known(hub="ylecun/mnist", mean=(0.1307,), std=(0.3081,)),
     "cifar10": Known(hub="uoft-cs/cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
     "cifar100": Known(hub="uoft-cs/cifar100", mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
-    "tiny-imagenet": Known(
-        hub="zh-plus/tiny-imagenet", mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821)
-    ),
+    "tiny-imagenet": Known(hub="zh-plus/tiny-imagenet", mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821)),
 }
 
 

@@ -28,9 +28,7 @@ class Barrier:
     def excess(self) -> tuple[float, ...]:
         """How far each value lies above the line between the two ends."""
         first, last = self.values[0], self.values[-1]
-        return tuple(
-            value - ((1 - t) * first + t * last) for t, value in zip(self.points, self.values, strict=True)
-        )
+        return tuple(value - ((1 - t) * first + t * last) for t, value in zip(self.points, self.values, strict=True))
 
     @property
     def height(self) -> float:
@@ -38,9 +36,7 @@ class Barrier:
         return torch.tensor((0.0, *self.excess), dtype=torch.float64).max().item()
 
 
-def barrier(
-    a: nn.Module, b: nn.Module, *, evaluate: Callable[[nn.Module], float], points: int = 25
-) -> Barrier:
+def barrier(a: nn.Module, b: nn.Module, *, evaluate: Callable[[nn.Module], float], points: int = 25) -> Barrier:
     """Measure the barrier between two networks: max over t of L(t) - ((1 - t) L(0) + t L(1)).
 
     Frankle et al., "Linear mode connectivity and the lottery ticket hypothesis" (2020). Floating parameters
@@ -80,8 +76,7 @@ def _check_same(first: dict[str, Tensor], last: dict[str, Tensor]) -> None:
         if shapes[0] != shapes[1]:
             words = [f"has shape {shape}" if shape is not None else "is missing" for shape in shapes]
             raise ModelError(
-                f"tensor {name!r} {words[0]} in a and {words[1]} in b; "
-                "a line needs two networks of one architecture"
+                f"tensor {name!r} {words[0]} in a and {words[1]} in b; a line needs two networks of one architecture"
             )
 
 

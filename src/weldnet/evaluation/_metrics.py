@@ -88,9 +88,7 @@ def ensemble_metrics(
         probabilities = logits.double().softmax(1)
         if total is not None and total.shape != probabilities.shape:
             shapes = f"{tuple(total.shape)} and {tuple(probabilities.shape)}"
-            raise ModelError(
-                f"outputs of shape {shapes} cannot be averaged; the networks need the same classes"
-            )
+            raise ModelError(f"outputs of shape {shapes} cannot be averaged; the networks need the same classes")
         total = probabilities if total is None else total + probabilities
     assert total is not None
     return _metrics((total / len(models)).log(), labels)

@@ -16,7 +16,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from weldnet.alignment import Alignment, AlignmentMethod, Problem, make_method, named_states, transport
+from weldnet.alignment import Alignment, AlignmentMethod, Problem, find_device, make_method, named_states, transport
 from weldnet.checkpoints import load_into, match_states, provenance, save
 from weldnet.errors import StructureError, UsageError
 from weldnet.evaluation import Labelled, ensemble_metrics, evaluate
@@ -143,6 +143,7 @@ def fuse(
         raise UsageError(f"fusing needs two networks or more; got {len(names)}")
     modules = dict(zip(names, networks.values() if isinstance(networks, Mapping) else networks, strict=True))
     shares = normalise_weights(_by_name(weights, names), len(names))
+    target = find_device(device)
     match_states(states)
     clock = _Clock(progress)
 
@@ -154,7 +155,6 @@ def fuse(
             results = [run_check(module, example_input, structure, seed=seed) for module in modules.values()]
             proof = str(max(results, key=lambda result: result.error))
     with clock.step("align"), torch.no_grad():
-        target = None if device is None else torch.device(device)
         alignment = chosen(Problem(structure, states, seed=seed, device=target))
     with clock.step("transport"):
         moved = {name: transport(state, structure, alignment[name]) for name, state in states.items()}

@@ -24,9 +24,7 @@ class MLP(nn.Module):
     def __init__(self, sizes: Sequence[int], bias: bool = True):
         super().__init__()
         if len(sizes) < 2 or min(sizes) < 1:
-            raise UsageError(
-                f"sizes {tuple(sizes)!r}: needs at least an input and an output size, all at least 1"
-            )
+            raise UsageError(f"sizes {tuple(sizes)!r}: needs at least an input and an output size, all at least 1")
         pairs = itertools.pairwise(sizes)
         self.layers = nn.ModuleList([nn.Linear(m, n, bias=bias) for m, n in pairs])
 

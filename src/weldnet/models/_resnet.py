@@ -90,9 +90,7 @@ class ResNet(nn.Module):
         super().__init__()
         check_classes(num_classes)
         if stem not in ("cifar", "imagenet"):
-            raise UsageError(
-                f"stem {stem!r} is unknown; choose 'cifar' (3x3) or 'imagenet' (7x7 and pooling)"
-            )
+            raise UsageError(f"stem {stem!r} is unknown; choose 'cifar' (3x3) or 'imagenet' (7x7 and pooling)")
         channels = scaled(units[0], width)
         large = stem == "imagenet"
         self.conv1 = nn.Conv2d(

@@ -19,9 +19,7 @@ class SimpleCNN(nn.Module):
         super().__init__()
         check_classes(num_classes)
         if image_size < 4 or image_size % 4:
-            raise UsageError(
-                f"image_size {image_size!r} is not a positive multiple of 4; two poolings halve it twice"
-            )
+            raise UsageError(f"image_size {image_size!r} is not a positive multiple of 4; two poolings halve it twice")
         first, second, third = (scaled(units, width) for units in (16, 32, 64))
         self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1)
         self.conv2 = nn.Conv2d(first, second, 3, padding=1)
@@ -36,8 +34,6 @@ class SimpleCNN(nn.Module):
         return self.fc(self.conv3(x).relu().flatten(1))
 
 
-def simple_cnn(
-    num_classes: int = 10, in_channels: int = 1, image_size: int = 28, width: float = 1.0
-) -> SimpleCNN:
+def simple_cnn(num_classes: int = 10, in_channels: int = 1, image_size: int = 28, width: float = 1.0) -> SimpleCNN:
     """Build the small convolutional network for square images of `image_size` (8, 28, 32, ...)."""
     return SimpleCNN(num_classes, in_channels, image_size, width)

@@ -39,9 +39,7 @@ class VGG(nn.Module):
         super().__init__()
         check_classes(num_classes)
         if image_size < 32 or image_size % 32:
-            raise UsageError(
-                f"image_size {image_size!r} is not a positive multiple of 32; five poolings halve it"
-            )
+            raise UsageError(f"image_size {image_size!r} is not a positive multiple of 32; five poolings halve it")
         layers: list[nn.Module] = []
         channels = in_channels
         for stage in stages:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from weldnet.errors import CaptureError
 from weldnet.structure._forest import NO_FREEDOM, Forest, read_forest
 from weldnet.structure._spec import Frozen, Indices, Layout, Place, Space, Structure
-from weldnet.structure._trace import Trace, trace
+from weldnet.structure._trace import Trace, call, named_tensors, trace
 from weldnet.structure._units import Factor, Value
 from weldnet.structure.rules import apply
 from weldnet.structure.rules._context import Context
@@ -61,13 +64,42 @@ def capture(model: nn.Module, example_input: Any) -> Structure:
     for ref in traced.outputs:
         for factor in context.value(ref).factors:
             context.units.pin(factor.units, OUTPUT)
-    used = {ref.number for op in traced.operations for ref in op.inputs} | {ref.number for ref in traced.outputs}
-    for name, ref in traced.tensors.items():
-        if ref.number not in used:
-            for factor in leaves[name].factors:
-                context.units.pin(factor.units, UNUSED)
+    unused = _unused(traced)
+    _refuse_hidden_use(model, example_input, traced, unused)
+    for name in unused:
+        for factor in leaves[name].factors:
+            context.units.pin(factor.units, UNUSED)
     _settle_opened(context)
     return _structure(context, leaves, read_forest(context.units), traced)
+
+
+def _unused(traced: Trace) -> list[str]:
+    used = {ref.number for op in traced.operations for ref in op.inputs} | {ref.number for ref in traced.outputs}
+    return [name for name, ref in traced.tensors.items() if ref.number not in used]
+
+
+def _refuse_hidden_use(model: nn.Module, example_input: Any, traced: Trace, unused: list[str]) -> None:
+    """A tensor that no operation uses must not change the output: else the forward pass leaves torch on its way."""
+    twin = copy.deepcopy(model).eval()
+    state, _ = named_tensors(twin)
+    suspects = {name: state[name] for name in unused if state[name].is_floating_point() and state[name].numel()}
+    if not suspects:
+        return
+    full = {**state, **{alias: state[name] for alias, name in traced.aliases.items()}}
+    before = _first_tensors(call(twin, full, example_input))
+    changed = {name: tensor * 1.5 + 0.1 for name, tensor in suspects.items()}
+    after = _first_tensors(call(twin, {**full, **changed}, example_input))
+    if all(torch.equal(a, b) or bool((a.isnan() & b.isnan()).any()) for a, b in zip(before, after, strict=True)):
+        return
+    last = f" (the last one is {traced.operations[-1].name})" if traced.operations else ""
+    raise CaptureError(
+        f"{type(model).__name__} cannot be traced: {unused[0]!r} changes the output but reaches no torch operation"
+        f"{last}; the forward pass leaves torch on its way, by .numpy() or a compiled kernel: make this step plain tensor code"
+    )
+
+
+def _first_tensors(result: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def _leaf(context: Context, name: str, shape: tuple[int, ...]) -> Value:
@@ -113,7 +145,7 @@ def _structure(context: Context, leaves: dict[str, Value], forest: Forest, trace
                 factor, view = opened.factor, opened.view
             else:
                 view = None
-            for bundle, positions in _positions(context, forest, factor):
+            for bundle, positions in _positions(forest, factor):
                 found.append((name, bundle, factor.axes, Layout.of(positions), view))
             frozen += _frozen(context, forest, name, factor)
     names, spaces = _spaces(forest, [(name, bundle) for name, bundle, *_ in found])
@@ -121,7 +153,7 @@ def _structure(context: Context, leaves: dict[str, Value], forest: Forest, trace
     return Structure(spaces, places, tuple(frozen), context.shapes, traced.aliases, context.unknown)
 
 
-def _positions(context: Context, forest: Forest, factor: Factor) -> list[tuple[int, Indices]]:
+def _positions(forest: Forest, factor: Factor) -> list[tuple[int, Indices]]:
     """For every bundle on a factor: the positions of its units, shape (units, copies)."""
     units = factor.units.ravel()
     bundles, classes = forest.bundle_of[units], forest.class_of[units]

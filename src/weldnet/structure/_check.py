@@ -193,7 +193,7 @@ def _holders(traced: Trace) -> dict[int, str]:
     """Which tensors of a trace are parameters, or a parameter seen in another shape."""
     holders = {ref.number: name for name, ref in traced.tensors.items()}
     for op in traced.operations:
-        sole = [ref for ref in op.inputs]
+        sole = op.inputs
         if len(sole) == 1 and sole[0].number in holders and _is_view(op):
             holders.update({ref.number: holders[sole[0].number] for ref in op.outputs})
     return holders

@@ -92,7 +92,7 @@ def _refine(units: Units, relations: Ints, pinned: dict[int, str]) -> Ints:
     np.add.at(weight, units.root, _mix(units.origin.astype(np.uint64)))
     for unit in pinned:
         weight[unit : unit + 1] += _mix(np.array([unit + (1 << 40)], np.uint64))
-    label, source, target = relations.astype(np.uint64)
+    label = relations[0].astype(np.uint64)
     s, t = relations[1], relations[2]
     out_label, in_label = _mix(label * np.uint64(2) + np.uint64(1)), _mix(label * np.uint64(2))
     alive = units.root == np.arange(count)

@@ -172,7 +172,7 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         as_refs = pytree.tree_map_only(Tensor, self.ref, (tuple(args), dict(kwargs)))
         outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        self.operations.append(Operation(func, *as_refs, tuple(self.ref(t) for t in outputs)))
+        self.operations.append(Operation(func, as_refs[0], as_refs[1], tuple(self.ref(t) for t in outputs)))
         if self._keep_values:
             self.values.append(tuple(t.detach() for t in outputs))
         return result

@@ -39,14 +39,6 @@ class Factor:
         tags = None if self.tags is None else self.tags.transpose(order)
         return Factor(tuple(int(axes[i]) for i in order), self.units.transpose(order), tags)
 
-    def over(self, axes: tuple[int, ...], rank: int) -> tuple[Ints, Ints]:
-        """Return units and tags broadcastable over a tensor of ``rank`` axes."""
-        shape = [1] * rank
-        for axis, size in zip(self.axes, self.units.shape, strict=True):
-            shape[axis] = size
-        tags = np.zeros_like(self.units) if self.tags is None else self.tags
-        return self.units.reshape(shape), tags.reshape(shape)
-
 
 @dataclass(frozen=True)
 class Value:

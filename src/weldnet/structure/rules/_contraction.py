@@ -42,10 +42,8 @@ def matrix_product(context: Context, op: Operation) -> list[Value]:
     rank_a, rank_b = len(a.shape), len(b.shape)
     batch = _BATCH[: max(rank_a, 0 if name == "linear" else rank_b, 2) - 2]
     left = (batch[len(batch) - max(rank_a - 2, 0) :] + "i" if rank_a > 1 else "") + "k"
-    if name == "linear":
-        right = "ok"
-    else:
-        right = batch[len(batch) - max(rank_b - 2, 0) :] + ("ko" if rank_b > 1 else "k")
+    right = batch[len(batch) - max(rank_b - 2, 0) :] + ("ko" if rank_b > 1 else "k")
+    right = "ok" if name == "linear" else right
     out = batch + ("i" if rank_a > 1 else "") + ("o" if rank_b > 1 else "")
     product = contract(context, f"{left},{right}->{out}", a, b)
     if addend:
@@ -86,8 +84,8 @@ def _grouped(context: Context, x: Value, weight: Value, groups: int, transposed:
     """See channels as (group, i): which input an index of the weight means depends on the group."""
     rows, columns = weight.shape
     x = reshape(context, x, (x.shape[0], groups, x.shape[1] // groups))
-    outer = reshape(context, Value(weight.shape[:1], tuple(f for f in weight.factors if f.axes == (0,)), why=weight.why),
-                    (groups, rows // groups))  # fmt: skip
+    row_factors = tuple(f for f in weight.factors if f.axes == (0,))
+    outer = reshape(context, Value(weight.shape[:1], row_factors, why=weight.why), (groups, rows // groups))
     inner = _open(context, weight, groups, columns)
     first, second = ("gi", "go") if transposed else ("go", "gi")
     product = contract(context, f"bgi,{first},{second}->bgo", x, outer, inner)

@@ -46,31 +46,42 @@ def _family(rule: Rule, names: str) -> dict[str, Rule]:
 #: Operations that torch does not tag as pointwise although they are.
 _POINTWISE = "clone _to_copy where masked_fill copy fill bernoulli dropout native_dropout lift_fresh_copy _prelu_kernel"
 
+_CONSTANT = """zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor empty_like zeros_like
+    ones_like full_like empty_strided new_empty_strided"""
+
+_SOURCE = "arange eye linspace rand randn randint tril_indices triu_indices"
+
+_MOVEMENT = """view _unsafe_view reshape permute transpose t expand squeeze unsqueeze slice select split
+    split_with_sizes chunk cat stack unbind constant_pad_nd flip roll repeat unfold pixel_shuffle pixel_unshuffle
+    slice_scatter select_scatter diagonal movedim channel_shuffle native_channel_shuffle narrow flatten
+    reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d view_copy t_copy permute_copy"""
+
+_REDUCTION = "sum mean amax amin max min prod var std var_mean std_mean any all logsumexp norm linalg_vector_norm"
+
+_BATCH_NORM = """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm
+    batch_norm"""
+
+_WINDOW = """max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d
+    _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool3d max_pool1d
+    max_pool2d max_pool3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
+    _upsample_bilinear2d_aa"""
+
 FAMILIES: dict[str, Rule] = {
     **_family(pointwise, _POINTWISE),
-    **_family(constant, "zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor empty_like zeros_like "
-              "ones_like full_like empty_strided new_empty_strided"),
-    **_family(source, "arange eye linspace rand randn randint tril_indices triu_indices"),
+    **_family(constant, _CONSTANT),
+    **_family(source, _SOURCE),
     **_family(_movement.identity, "alias detach lift_fresh"),
-    **_family(_movement.movement, "view _unsafe_view reshape permute transpose t expand squeeze unsqueeze slice select split "
-              "split_with_sizes chunk cat stack unbind constant_pad_nd flip roll repeat unfold pixel_shuffle pixel_unshuffle "
-              "slice_scatter select_scatter diagonal movedim channel_shuffle native_channel_shuffle narrow flatten "
-              "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
-              "upsample_nearest1d upsample_nearest2d upsample_nearest3d view_copy t_copy permute_copy"),
-    **_family(_reduction.reduction, "sum mean amax amin max min prod var std var_mean std_mean any all logsumexp norm "
-              "linalg_vector_norm"),
+    **_family(_movement.movement, _MOVEMENT),
+    **_family(_reduction.reduction, _REDUCTION),
     **_family(_reduction.softmax, "_softmax _log_softmax _safe_softmax softmax log_softmax"),
     **_family(_contraction.matrix_product, "mm bmm mv dot addmm baddbmm addmv matmul linear"),
     **_family(_contraction.convolution, "convolution _convolution"),
-    **_family(_normalisation.batch_norm, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
-              "cudnn_batch_norm batch_norm"),
+    **_family(_normalisation.batch_norm, _BATCH_NORM),
     **_family(_normalisation.layer_norm, "native_layer_norm layer_norm"),
     **_family(_normalisation.group_norm, "native_group_norm group_norm"),
-    **_family(_window.window, "max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
-              "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d "
-              "adaptive_max_pool3d max_pool1d max_pool2d max_pool3d upsample_linear1d upsample_bilinear2d "
-              "upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa avg_pool2d_backward"),
-}  # fmt: skip
+    **_family(_window.window, _WINDOW),
+}
 
 
 def apply(context: Context, op: Operation) -> None:
