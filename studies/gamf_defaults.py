@@ -105,7 +105,7 @@ def run(nets: Path, out: Path) -> None:
                 record = {
                     "set": set_name, "pair": key[1], "method": method, "options": printable(options),
                     "accuracy": found.accuracy, "loss": found.loss, "cpu_seconds": round(seconds, 3),
-                    **{k: v for k, v in alignment.stats.items()},
+                    **alignment.stats,
                     "commit": commit, "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
                 }  # fmt: skip
                 with out.open("a") as file:
@@ -150,7 +150,8 @@ def table(out: Path, target: Path) -> None:
             values = [100 * r["accuracy"] for r in found]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(
-                f"{statistics.mean(values):.2f} ({spread:.2f}), {statistics.mean(r['cpu_seconds'] for r in found):.1f} s"
+                f"{statistics.mean(values):.2f} ({spread:.2f}), "
+                f"{statistics.mean(r['cpu_seconds'] for r in found):.1f} s"
             )
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     target.write_text("\n".join(lines) + "\n")

@@ -100,9 +100,7 @@ def find_device(device: str | torch.device | None) -> torch.device | None:
         return torch.empty(0, device=torch.device(device)).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise UsageError(
-            f"device {str(device)!r} cannot be used: {reason}; give cpu, or a GPU of this machine"
-        ) from error
+        raise UsageError(f"device {str(device)!r} cannot be used ({reason}); give cpu or a GPU") from error
 
 
 def _letters(count: int) -> list[str]:

@@ -245,6 +245,7 @@ def hard_sweeps(ascent: Ascent, kernel: Kernel, orders: Iterable[Sequence[Space]
     sweeps = 0
     for order in orders:
         sweeps += 1
-        if not any([ascent.assign(root, kernel) for root in order]):
+        moved = [ascent.assign(root, kernel) for root in order]  # every one, not only up to the first that moves
+        if not any(moved):
             return sweeps, True
     return sweeps, False

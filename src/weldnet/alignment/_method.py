@@ -163,7 +163,7 @@ def _check_shapes(structure: Structure, name: str, state: State) -> None:
     for tensor, shape in structure.shapes.items():
         if tensor not in state:
             raise AlignmentError(
-                f"network {name!r} has no tensor {tensor!r}, which the structure lists; are these the same architecture?"
+                f"network {name!r} has no tensor {tensor!r}, which the structure lists; give one architecture"
             )
         got = tuple(state[tensor].shape)
         if got == shape:

@@ -210,8 +210,8 @@ def _equivalence(module: nn.Module, moved: Mapping[str, Tensor], example_input: 
     error = referee.error({k: t.to("cpu", referee.state[k].dtype) for k, t in moved.items()})
     if not error <= referee.tolerance:
         raise StructureError(
-            f"{type(module).__name__}: its transport changed the output by {error:.1e} (relative, {referee.tolerance:.0e} "
-            "allowed); nothing was averaged: capture the structure again from this very model"
+            f"{type(module).__name__}: its transport changed the output by {error:.1e} "
+            f"(relative, {referee.tolerance:.0e} allowed); nothing was averaged: capture the structure from this very model"
         )
     return error
 

@@ -83,8 +83,8 @@ class BatchNormReset:
                 except (RuntimeError, ValueError) as error:
                     reason = str(error).partition("\n")[0]
                     raise DataError(
-                        f"unlabelled inputs of shape {tuple(inputs.shape)} do not fit {type(model).__name__}: {reason}; "
-                        "give inputs of the shape that the model takes"
+                        f"unlabelled inputs of shape {tuple(inputs.shape)} do not fit {type(model).__name__}: "
+                        f"{reason}; give inputs of the shape that the model takes"
                     ) from error
                 seen += len(inputs)
         return model, f"data: BatchNorm statistics re-estimated on {seen} unlabelled inputs"

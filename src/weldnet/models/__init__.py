@@ -70,4 +70,8 @@ def build(name: str, **options: Any) -> nn.Module:
     unknown = [option for option in options if option not in known]
     if unknown:
         raise UsageError(f"model {name!r} has no option {unknown[0]!r}; its options: {', '.join(known)}")
-    return factory(**options)
+    try:
+        return factory(**options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise UsageError(f"model {name!r} cannot be built with {given}: {error}") from error

@@ -94,7 +94,7 @@ def _refuse_hidden_use(model: nn.Module, example_input: Any, traced: Trace, unus
     last = f" (the last one is {traced.operations[-1].name})" if traced.operations else ""
     raise CaptureError(
         f"{type(model).__name__} cannot be traced: {unused[0]!r} changes the output but reaches no torch operation"
-        f"{last}; the forward pass leaves torch on its way, by .numpy() or a compiled kernel: make this step plain tensor code"
+        f"{last}; the forward pass leaves torch on its way (.numpy(), a compiled kernel): make that plain tensor code"
     )
 
 

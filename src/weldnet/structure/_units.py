@@ -315,9 +315,8 @@ def _look_up(
     where = tuple(index[a] for a in factor.axes)
     found = np.where(inside, factor.units[where], -1)
     axes = tuple(a for a in range(found.ndim) if found.shape[a] > 1 and _varies(found, a))
+    _mark_part(units, factor, [w[inside] for w in where])
     if not axes:
-        if found.size and found.flat[0] >= 0:  # one unit was singled out
-            units.relate(found.reshape(-1)[:1], units.fresh(1))
         return None
     corner = tuple(slice(None) if a in axes else 0 for a in range(found.ndim))
     chosen = found[corner]
@@ -330,6 +329,16 @@ def _look_up(
     for axis in others:
         tags = tags * value.shape[axis] + index[axis][corner]
     return Factor(axes, chosen, tags)
+
+
+def _mark_part(units: Units, factor: Factor, where: Sequence[Ints]) -> None:
+    """Tell units that were picked from the rest: what happens to them alone must show if the parts meet again."""
+    picked = np.zeros(factor.units.shape, bool)
+    picked[tuple(where)] = True
+    if picked.any() and not picked.all():
+        chosen = factor.units[picked]
+        tags = None if factor.tags is None else factor.tags[picked]
+        units.relate(chosen, np.repeat(units.fresh(1), chosen.size), tags)
 
 
 def _merge_parts(
@@ -367,20 +376,23 @@ def _fill_gaps(
         return whole
     chosen = whole.units.copy()
     corner = tuple(slice(None) if a in axes else 0 for a in range(sources.ndim))
-    new = units.fresh(int(gaps.sum()))
+    missing = sources[corner][gaps]
+    new = np.empty(missing.shape, np.int64)
+    for inside, constant in _origins(operands, missing):
+        new[inside] = units.fresh(int(inside.sum()))  # different inputs hold different constants
+        if not constant:
+            units.pin(new[inside], f"joined with {why}")
     chosen[gaps] = new
-    constant = _constant_sources(operands, sources[corner][gaps])
-    units.pin(new[~constant], f"joined with {why}")
     return Factor(axes, chosen, whole.tags)
 
 
-def _constant_sources(operands: Sequence[Value], sources: Ints) -> NDArray[np.bool_]:
-    """Which elements come from a constant fill or an input that is constant along every axis."""
-    constant = sources < 0
+def _origins(operands: Sequence[Value], sources: Ints) -> list[tuple[NDArray[np.bool_], bool]]:
+    """Which elements come from the fill and from each input, and whether it is constant along every axis."""
+    found = [(sources < 0, True)]
     start = 0
     for value in operands:
         size = int(np.prod(value.shape, dtype=np.int64))
         flat = not value.factors and all(n == 1 or a in value.uniform for a, n in enumerate(value.shape))
-        constant |= (sources >= start) & (sources < start + size) & flat
+        found.append(((sources >= start) & (sources < start + size), flat))
         start += size
-    return constant
+    return [(inside, constant) for inside, constant in found if inside.any()]

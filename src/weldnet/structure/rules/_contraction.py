@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from weldnet.structure._trace import Operation
-from weldnet.structure._units import Factor, Value, combine, reduce
+from weldnet.structure._units import Factor, Value, combine, join_factors, reduce
 from weldnet.structure.rules._context import Context, Opened
 from weldnet.structure.rules._movement import reshape
 from weldnet.structure.rules._reduction import without_axes
 
-__all__ = ["contract", "convolution", "matrix_product"]
+__all__ = ["contract", "convolution", "fixed_across", "matrix_product"]
 
 #: Names for batch axes, which an ellipsis in a formula stands for.
 _BATCH = "ABCDEFGH"
@@ -123,12 +123,20 @@ def _place(value: Value, letters: str, order: list[str]) -> Value:
 
 
 def _only(context: Context, value: Value, axes: tuple[int, ...], reason: str) -> Value:
-    """Pin every factor that is not wholly on ``axes``, and forget the other axes."""
+    """Forget all axes but ``axes``; what lies on the others keeps its position there."""
+    factors = fixed_across(context, value, set(range(len(value.shape))) - set(axes), reason)
+    shape = tuple(value.shape[a] for a in axes)
+    return Value(shape, factors, value.uniform & set(axes), value.tensor, value.why)
+
+
+def fixed_across(context: Context, value: Value, axes: set[int], reason: str) -> tuple[Factor, ...]:
+    """Pin positions along ``axes``; of a factor that lies partly on them, whole blocks can still move."""
     kept: list[Factor] = []
     for factor in value.factors:
-        if set(factor.axes) <= set(axes):
+        if not set(factor.axes) & axes:
             kept.append(factor)
-        else:
-            context.units.pin(factor.units, reason)
-    shape = tuple(value.shape[a] for a in axes)
-    return Value(shape, tuple(kept), value.uniform & set(axes), value.tensor, value.why)
+            continue
+        slots = Value(tuple(n if a in axes and a in factor.axes else 1 for a, n in enumerate(value.shape)), why=reason)
+        held = combine(context.units, [Value(value.shape, (factor,)), slots], value.shape)
+        kept += reduce(context.units, Value(value.shape, held.factors), axes).factors
+    return join_factors(context.units, kept)

@@ -24,7 +24,8 @@ def identity(context: Context, op: Operation) -> list[Value]:
 def movement(context: Context, op: Operation) -> list[Value]:
     """Move data: no shape logic at all, the operation itself says where every element comes from."""
     operands = [context.value(ref) for ref in op.inputs]
-    if not any(v.factors or v.uniform for v in operands):
+    grown = sum(int(np.prod(ref.shape)) for ref in op.outputs) > sum(int(np.prod(v.shape)) for v in operands)
+    if not grown and not any(v.factors or v.uniform for v in operands):
         return [Value(ref.shape, why=operands[0].why if operands else Value(()).why) for ref in op.outputs]
     start = 1  # 0 is what the operation fills in by itself
     numbered: dict[int, Tensor] = {}

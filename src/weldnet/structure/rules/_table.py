@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
-from weldnet.structure._trace import Operation, Ref
-from weldnet.structure._units import Value, combine
+from weldnet.structure._trace import Operation
+from weldnet.structure._units import Value, combine, move_data
 from weldnet.structure.rules import _contraction, _movement, _normalisation, _reduction, _window
 from weldnet.structure.rules._context import Context, Rule
 
@@ -39,12 +39,22 @@ def unknown(context: Context, op: Operation) -> list[Value]:
     return [Value(ref.shape, why=reason) for ref in op.outputs]
 
 
+def gated(context: Context, op: Operation) -> list[Value]:
+    """Combine the two halves of an axis."""
+    value, shape = context.value(op.inputs[0]), op.outputs[0].shape
+    axis = next(a for a, n in enumerate(value.shape) if n != shape[a])
+    elements = np.arange(int(np.prod(value.shape))).reshape(value.shape)
+    halves = [move_data(context.units, [value], half) for half in np.split(elements, 2, axis)]
+    return [combine(context.units, halves, shape)]
+
+
 def _family(rule: Rule, names: str) -> dict[str, Rule]:
     return {f"aten.{name}": rule for name in names.split()}
 
 
 #: Operations that torch does not tag as pointwise although they are.
-_POINTWISE = "clone _to_copy where masked_fill copy fill bernoulli dropout native_dropout lift_fresh_copy _prelu_kernel"
+_POINTWISE = "clone _to_copy where masked_fill copy fill bernoulli dropout native_dropout lift_fresh_copy _prelu_kernel "
+_POINTWISE += "hardswish"
 
 _CONSTANT = """zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor empty_like zeros_like
     ones_like full_like empty_strided new_empty_strided"""
@@ -71,6 +81,7 @@ FAMILIES: dict[str, Rule] = {
     **_family(pointwise, _POINTWISE),
     **_family(constant, _CONSTANT),
     **_family(source, _SOURCE),
+    **_family(gated, "glu"),
     **_family(_movement.identity, "alias detach lift_fresh"),
     **_family(_movement.movement, _MOVEMENT),
     **_family(_reduction.reduction, _REDUCTION),
@@ -86,12 +97,9 @@ FAMILIES: dict[str, Rule] = {
 
 def apply(context: Context, op: Operation) -> None:
     """Push the units through one operation."""
-    rule = FAMILIES.get(op.name)
+    rule = unknown if op.func._schema.is_mutable and len(op.outputs) > 1 else FAMILIES.get(op.name)
     if rule is None:
-        rule = pointwise if torch.Tag.pointwise in op.func.tags and _is_functional(op) else unknown
+        rule = pointwise if torch.Tag.pointwise in op.func.tags else unknown
     for ref, value in zip(op.outputs, rule(context, op), strict=True):
         context.values[ref.number] = value
 
-
-def _is_functional(op: Operation) -> bool:
-    return not op.func._schema.is_mutable and all(isinstance(r, Ref) for r in pytree.tree_leaves(op.outputs))

@@ -7,6 +7,7 @@ import re
 from weldnet.structure._trace import Operation
 from weldnet.structure._units import Value
 from weldnet.structure.rules._context import Context
+from weldnet.structure.rules._contraction import fixed_across
 
 __all__ = ["window"]
 
@@ -15,12 +16,9 @@ def window(context: Context, op: Operation) -> list[Value]:
     """Keep what lies on batch and channel axes; pin what a window runs over."""
     value = context.value(op.inputs[0])
     spatial = _spatial_axes(op, len(value.shape))
-    kept = [f for f in value.factors if not set(f.axes) & spatial]
-    for factor in value.factors:
-        if set(factor.axes) & spatial:
-            context.units.pin(factor.units, f"moved by a window of {op.name}")
+    kept = fixed_across(context, value, spatial, f"moved by a window of {op.name}")
     uniform = value.uniform - spatial
-    return [Value(ref.shape, tuple(kept), uniform, why=value.why) for ref in op.outputs]
+    return [Value(ref.shape, kept, uniform, why=value.why) for ref in op.outputs]
 
 
 def _spatial_axes(op: Operation, rank: int) -> set[int]:
