@@ -177,7 +177,7 @@ def _structure(network: Network) -> Structure:
 NETWORKS = [
     Network("mlp", mlp, 9, (8, 6)),
     Network("residual", Residual, 6, (4, 3, 6, 6)),
-    Network("grouped", grouped, 4, (4, 3, 6, 6)),
+    Network("grouped", grouped, 6, (4, 3, 6, 6)),
     Network("split", Split, 6, (8, 6)),
     Network("depthwise", depthwise, 6, (4, 3, 6, 6)),
     Network("tied", Tied, 8, (8, 7)),
@@ -318,6 +318,11 @@ def law_anchor(method: AlignmentMethod, network: Network) -> None:
     """The universe is in the order of the first network."""
     for space, coupling in aligned(method, network)["a"].items():
         assert coupling == Permutation.identity(len(coupling)), f"{space} moved in the first network"
+
+
+def law_settles(method: AlignmentMethod, network: Network) -> None:
+    """The search ends where nothing more is to be gained, not in a cycle."""
+    assert aligned(method, network).stats["converged"] is True, "the search did not settle"
 
 
 def law_equivariance(method: AlignmentMethod, network: Network) -> None:
@@ -468,6 +473,7 @@ def test_a_network_is_aligned_to_itself(method, network):
 def test_couplings_are_permutations(method, network):
     law_marginals(method, network)
     law_anchor(method, network)
+    law_settles(method, network)
 
 
 @every_network
@@ -571,6 +577,10 @@ def takes_another_anchor(problem: Problem) -> Alignment:
 
 def draws_from_the_global_generator(problem: Problem) -> Alignment:
     return WeightMatching()(replace(problem, seed=int(torch.randint(1000, ()))))
+
+
+def goes_round_in_circles(problem: Problem) -> Alignment:
+    return WeightMatching(sweeps=1)(problem)
 
 
 CALLS = itertools.count()
@@ -693,6 +703,7 @@ CAUGHT: list[tuple[Callable[..., None], tuple[object, ...], str]] = [
     (law_marginals, (Mutant("leaves a space out", leaves_a_space_out), MLP), "lacks a space"),
     (law_marginals, (Mutant("leaves a network out", leaves_a_network_out), MLP), "the networks are"),
     (law_anchor, (Mutant("takes another anchor", takes_another_anchor), MLP), "moved in the first network"),
+    (law_settles, (Mutant("goes round in circles", goes_round_in_circles), MLP), "did not settle"),
     (law_equivariance, (Mutant("starts from the identity", honest), MLP), "changed the fused function"),
     (law_equivariance, (Mutant("forgets what it found", forgets_what_it_found), MLP), "changed the fused function"),
     (law_order, (Mutant("goes by position", honest), MLP), "changed the fused function"),
