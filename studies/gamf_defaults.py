@@ -34,25 +34,20 @@ SETS = {
     "cifar10-vgg11q-val": ("cifar10", lambda: models.build("vgg11", width=0.25, bias=False), 6),
     "cifar10-resnet20-val": ("cifar10", lambda: models.build("resnet20"), 1),
 }
-BASE = {"weighting": "entry", "sigma": math.inf, "tau": 0.3, "gamma": 0.85, "tau_min": 0.01, "sweeps": 5}
+BASE = {"weighting": "root", "sigma": math.inf, "tau": 1.0, "gamma": 0.8, "tau_min": 0.01, "sweeps": 5}
 GRID = {
-    "weighting": ["raw", "root", "tensor"],
-    "sigma": [64.0, 16.0, 4.0, 1.0],
-    "tau": [0.1, 0.6, 1.0, 2.0],
-    "gamma": [0.5, 0.7, 0.8, 0.9],
+    "weighting": ["raw", "entry", "tensor"],
+    "sigma": [64.0, 16.0, 4.0],
+    "tau": [0.3, 0.6, 2.0],
+    "gamma": [0.5, 0.7, 0.9],
     "tau_min": [0.003, 0.03, 0.1],
     "sweeps": [1, 2, 3, 10],
 }
 EXTRA = [
     {"affinity": "vector"},
-    {"tau": 1.0, "gamma": 0.7},
-    {"tau": 1.0, "weighting": "tensor"},
-    {"tau": 1.0, "weighting": "root"},
-    {"tau": 1.0, "weighting": "raw"},
-    {"tau": 2.0, "gamma": 0.7, "sweeps": 2},
-    {"tau": 1.0, "gamma": 0.8, "sweeps": 2},
-    {"tau": 1.0, "gamma": 0.8, "sweeps": 3},
-    {"tau": 1.0, "gamma": 0.9, "sweeps": 10},
+    {"tau": 2.0, "gamma": 0.7, "sweeps": 3},
+    {"gamma": 0.7, "sweeps": 3, "tau_min": 0.03},
+    {"gamma": 0.9, "sweeps": 10},
 ]
 
 

@@ -103,7 +103,7 @@ def table(out: Path, target: Path) -> None:
         "# The main job on real networks",
         "",
         "Measured by us: `python studies/main_job.py` (its docstring says how). Test accuracy in %, mean (standard",
-        "deviation) over groups of networks; one-shot, no fine-tuning. `parents` is the mean over all parents in the row.",
+        "deviation) over groups of networks; one-shot, no fine-tuning. `parents`: mean over all parents.",
         "Networks with BatchNorm: statistics from 512 unlabelled training images, also for the naive average.",
         "CIFAR-10 is a JPEG copy. Records with seeds, commit and versions: `main-job.jsonl`.",
         "",

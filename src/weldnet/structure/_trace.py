@@ -70,15 +70,19 @@ def call_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]
 def call(model: nn.Module, state: Mapping[str, Tensor] | None, example_input: Any) -> Any:
     """Run the model on the example input, with ``state`` in place of its own tensors if given.
 
+    A forward pass that changes its own buffers changes copies, and the random generator stays as it was.
+
     Raises:
         ModelError: the forward pass failed; the message gives the shapes and the model's own reason.
     """
     args, kwargs = call_arguments(example_input)
+    full = dict(state or {})
+    full.update({name: full.get(name, own).clone() for name, own in model.named_buffers(remove_duplicate=False)})
     try:
-        with torch.no_grad():
-            if state is None:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            if not full:
                 return model(*args, **kwargs)
-            return torch.func.functional_call(model, dict(state), args, kwargs, tie_weights=False)
+            return torch.func.functional_call(model, full, args, kwargs, tie_weights=False)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} fails on the example input {_shapes(example_input)}: {_one_line(error)}; "
@@ -110,7 +114,7 @@ def trace(model: nn.Module, example_input: Any, *, keep_values: bool = False) ->
         return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
     try:
-        with torch.no_grad(), _plain_kernels(), recorder:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _plain_kernels(), recorder:
             outputs = torch.func.functionalize(forward, remove="mutations")(state, args, kwargs)
     except Exception as error:
         last = f" after {recorder.operations[-1].name}" if recorder.operations else ""
@@ -172,10 +176,22 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         as_refs = pytree.tree_map_only(Tensor, self.ref, (tuple(args), dict(kwargs)))
         outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if func._schema.is_mutable:  # inside a composite operation, where functionalize does not see it
+            seen = self._changed_by(func, args, kwargs)
+            outputs += [t for t in seen if not any(t is known for known in outputs)]
+            as_refs = (as_refs[0], {**as_refs[1], "changed": [self.ref(t) for t in seen]})
         self.operations.append(Operation(func, as_refs[0], as_refs[1], tuple(self.ref(t) for t in outputs)))
         if self._keep_values:
             self.values.append(tuple(t.detach() for t in outputs))
         return result
+
+    def _changed_by(self, func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+        """Every tensor so far that shares memory with what an operation writes to."""
+        arguments = func._schema.arguments
+        given = {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
+        written = [given.get(a.name) for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+        memory = {t.untyped_storage()._cdata for t in pytree.tree_leaves(written) if isinstance(t, Tensor)}
+        return [t for t in self._alive if t.untyped_storage()._cdata in memory]
 
 
 def _live(operations: Sequence[Operation], outputs: Sequence[Ref]) -> list[int]:

@@ -53,8 +53,8 @@ def _family(rule: Rule, names: str) -> dict[str, Rule]:
 
 
 #: Operations that torch does not tag as pointwise although they are.
-_POINTWISE = "clone _to_copy where masked_fill copy fill bernoulli dropout native_dropout lift_fresh_copy _prelu_kernel "
-_POINTWISE += "hardswish"
+_POINTWISE = """clone _to_copy where masked_fill copy fill bernoulli dropout native_dropout lift_fresh_copy
+    _prelu_kernel hardswish"""
 
 _CONSTANT = """zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor empty_like zeros_like
     ones_like full_like empty_strided new_empty_strided"""
@@ -97,9 +97,9 @@ FAMILIES: dict[str, Rule] = {
 
 def apply(context: Context, op: Operation) -> None:
     """Push the units through one operation."""
+    # What is written through a view changes other tensors too: no rule covers that.
     rule = unknown if op.func._schema.is_mutable and len(op.outputs) > 1 else FAMILIES.get(op.name)
     if rule is None:
         rule = pointwise if torch.Tag.pointwise in op.func.tags else unknown
     for ref, value in zip(op.outputs, rule(context, op), strict=True):
         context.values[ref.number] = value
-
