@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as pytree
 
 
@@ -92,7 +93,7 @@ def enliven(model: nn.Module, example: Any, seed: int = 0) -> nn.Module:
     momenta = [n.momentum for n in norms]
     model.eval()
     for norm in norms:
-        norm.train().momentum = None
+        norm.train().momentum = 1.0 if isinstance(norm, _InstanceNorm) else None
     with torch.no_grad():
         args = example if isinstance(example, tuple) else () if isinstance(example, dict) else (example,)
         kwargs = example if isinstance(example, dict) else {}
@@ -308,6 +309,7 @@ def _table() -> list[Network]:
             ),
             (4, 5),
             (4, 2, 2),
+            deaf={"head.weight": "columns that only see equal constants"},
         ),
         Network(
             "pad_and_add",
@@ -790,7 +792,9 @@ def _table() -> list[Network]:
         Network(
             "class_token",
             lambda: Net(
-                lambda m, x: m.head(torch.tanh(torch.cat([m.token.expand(2, -1, -1), m.a(x)], 1) + m.positions)[:, 0]),
+                lambda m, x: m.head(
+                    torch.tanh(torch.cat([m.token.expand(2, -1, -1), m.a(x)], 1) + m.positions).mean(1)
+                ),
                 a=nn.Linear(5, 6),
                 token=normal(1, 1, 6),
                 positions=normal(1, 5, 6),
@@ -933,7 +937,7 @@ def _table() -> list[Network]:
         Network(
             "part_mean",
             lambda: Net(
-                lambda m, x: m.head(torch.relu(m.b((h := m.a(x))[:, :3].mean(1, keepdim=True) * h[:, 3:]))),
+                lambda m, x: m.head(torch.relu(m.b((h := m.a(x).tanh())[:, :3].mean(1, keepdim=True) * h[:, 3:]))),
                 a=nn.Linear(5, 7),
                 b=nn.Linear(4, 5),
                 head=nn.Linear(5, 3),

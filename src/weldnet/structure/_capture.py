@@ -147,7 +147,7 @@ def _structure(context: Context, leaves: dict[str, Value], forest: Forest, trace
                 view = None
             for bundle, positions in _positions(forest, factor):
                 found.append((name, bundle, factor.axes, Layout.of(positions), view))
-            frozen += _frozen(context, forest, name, factor)
+            frozen += _frozen(context, forest, name, factor, axis=1 if view else factor.axes[-1])
     names, spaces = _spaces(forest, [(name, bundle) for name, bundle, *_ in found])
     places = tuple(Place(name, names[b], axes, layout, view) for name, b, axes, layout, view in found)
     return Structure(spaces, places, tuple(frozen), context.shapes, traced.aliases, context.unknown)
@@ -169,11 +169,11 @@ def _positions(forest: Forest, factor: Factor) -> list[tuple[int, Indices]]:
     return result
 
 
-def _frozen(context: Context, forest: Forest, name: str, factor: Factor) -> list[Frozen]:
+def _frozen(context: Context, forest: Forest, name: str, factor: Factor, axis: int) -> list[Frozen]:
     units = context.units.root[factor.units.ravel()]
     fixed = units[forest.bundle_of[units] < 0].tolist()
     counts = Counter(forest.reasons.get(unit, NO_FREEDOM) for unit in fixed)
-    return [Frozen(name, factor.axes[-1], count, reason) for reason, count in counts.items()]
+    return [Frozen(name, axis, count, reason) for reason, count in counts.items()]
 
 
 def _spaces(forest: Forest, found: list[tuple[str, int]]) -> tuple[dict[int, str], tuple[Space, ...]]:
