@@ -256,7 +256,7 @@ VGG = {
     "vgg13": (64, 64, 128, 128, 256, 256, 512, 512, 512, 512),
     "vgg16": (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512),
 }
-#: Every stage of a residual network is one space (the first one shared with the stem), besides what is inside its blocks.
+#: A stage of a residual network is one space (the first shared with the stem), besides what is inside its blocks.
 RESNET18 = tuple(n for n in (64, 128, 256, 512) for _ in range(1 + 2))
 RESNET20 = tuple(n for n in (16, 32, 64) for _ in range(1 + 3))
 RESNET50 = (

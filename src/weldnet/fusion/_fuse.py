@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from weldnet.alignment import Alignment, AlignmentMethod, Problem, find_device, make_method, named_states, transport
-from weldnet.checkpoints import load_into, match_states, provenance, save
+from weldnet.checkpoints import load_into, match_states, provenance, save, validate_finite
 from weldnet.errors import StructureError, UsageError
 from weldnet.evaluation import Labelled, ensemble_metrics, evaluate
 from weldnet.fusion._average import average, normalise_weights
@@ -145,6 +145,8 @@ def fuse(
     shares = normalise_weights(_by_name(weights, names), len(names))
     target = find_device(device)
     match_states(states)
+    for name, state in states.items():
+        validate_finite(state, name)
     clock = _Clock(progress)
 
     with clock.step("capture"):

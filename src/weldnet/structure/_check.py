@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -97,14 +97,17 @@ class Referee:
     def __init__(self, model: nn.Module, example_input: Any, generator: torch.Generator) -> None:
         self.model, double = _in_double(model, example_input)
         self.state = {k: t for k, t in self.model.state_dict().items() if isinstance(t, Tensor)}
-        self.inputs = [double, _random_like(double, generator)]
+        random = _random_like(double, generator)
         self.tolerance = TOLERANCE if _stays_double(self.model, double) else LOW_PRECISION_TOLERANCE
-        self._answers = [_outputs(call(self.model, None, x)) for x in self.inputs]
-        if not all(bool(torch.isfinite(t).all()) for answer in self._answers for t in answer):
+        answers = [_outputs(call(self.model, self.state, x)) for x in (double, random)]
+        if not _finite(answers[0]):
             raise StructureError(
                 f"{type(model).__name__} answers with NaN or Inf on the example input: the check can prove nothing; "
                 "give an input in the range that the model was trained on"
             )
+        # A model may have no answer to random inputs (a logarithm, say); then the example has to do.
+        self.inputs = [double, random] if _finite(answers[1]) else [double]
+        self._answers = answers[: len(self.inputs)]
 
     def error(self, state: Mapping[str, Tensor]) -> float:
         """Return the largest relative change of the outputs with ``state`` in place of the model's own."""
@@ -148,6 +151,10 @@ def _outputs(result: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
+def _finite(answer: Iterable[Tensor]) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in answer)
+
+
 def _only(structure: Structure, root: str, sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {space.name for space in structure.tree(root)}
     return {name: source for name, source in sources.items() if name in names}
@@ -164,15 +171,16 @@ def _blame(referee: Referee, structure: Structure, sources: Mapping[str, Tensor]
         if alone and not referee.error(renumber(referee.state, structure, alone)) <= referee.tolerance:
             culprit, shown = f"space {root.name!r}", alone
             break
-    tensor, where = _first_misfit(referee, renumber(referee.state, structure, shown))
+    moved = {place.tensor for place in structure.places if place.space in shown}
+    tensor, where = _first_misfit(referee, renumber(referee.state, structure, shown), moved)
     return (
         f"{culprit}: renumbering it changes the output by {error:.1e} (relative, {referee.tolerance:.0e} allowed); the "
-        f"first tensor that no longer fits is {tensor!r} (at {where}); the structure is wrong for this model: "
+        f"first tensor that no longer fits is {tensor} (at {where}); the structure is wrong for this model: "
         "capture it again from this very model, and report the model if that does not help"
     )
 
 
-def _first_misfit(referee: Referee, state: Mapping[str, Tensor]) -> tuple[str, str]:
+def _first_misfit(referee: Referee, state: Mapping[str, Tensor], moved_names: Container[str]) -> tuple[str, str]:
     """Compare the two forward passes operation by operation: renumbering may only reorder what each one gives."""
     moved = copy.deepcopy(referee.model)
     moved.load_state_dict(dict(state))
@@ -182,10 +190,10 @@ def _first_misfit(referee: Referee, state: Mapping[str, Tensor]) -> tuple[str, s
     last = "the output"
     for op, old, new in zip(before.operations, before.values, after.values, strict=False):
         named = [holders[ref.number] for ref in op.inputs if ref.number in holders]
-        if named:
-            last = named[0]
+        if named:  # an operation shows only that its tensors do not fit together: those that moved come first
+            last = " or ".join(repr(name) for name in sorted(named, key=lambda name: name not in moved_names))
         if not _same_values(old, new):
-            return (named or [last])[0], op.name
+            return last, op.name
     return last, "the order of the outputs"
 
 
