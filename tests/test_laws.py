@@ -723,7 +723,9 @@ CAUGHT: list[tuple[Callable[..., None], tuple[object, ...], str]] = [
 @pytest.mark.parametrize(
     ("law", "arguments", "says"),
     CAUGHT,
-    ids=[f"{law.__name__}-{args[0]}-{i}" for i, (law, args, _) in enumerate(CAUGHT)],
+    ids=[
+        f"{law.__name__}-{getattr(args[0], '__name__', repr(args[0]))}-{i}" for i, (law, args, _) in enumerate(CAUGHT)
+    ],
 )
 def test_mutants_are_caught(law, arguments, says):
     with pytest.raises(AssertionError, match=says):

@@ -11,10 +11,11 @@ from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from weldnet.assignment import Permutation
-from weldnet.checkpoints import save, validate_finite
+from weldnet.checkpoints import atomic_path, validate_finite
 from weldnet.errors import AlignmentError, CheckpointError, WidthError
 from weldnet.structure import Structure
 
@@ -114,7 +115,11 @@ class Alignment:
             "method": self.method,
             "stats": json.dumps(dict(self.stats), default=str),
         }
-        save(tensors, path, metadata=metadata)
+        try:
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} cannot be written: {error}; free some space or write elsewhere") from error
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Alignment:

@@ -55,10 +55,10 @@ class Gamf:
 
     sigma: float = math.inf
     affinity: Literal["edge", "vector"] = "edge"
-    weighting: Literal["raw", "entry", "root", "tensor"] = "entry"
-    tau: float = 0.3
-    gamma: float = 0.85
-    tau_min: float = 0.01
+    weighting: Literal["raw", "entry", "root", "tensor"] = "root"
+    tau: float = 1.0
+    gamma: float = 0.8
+    tau_min: float = 0.03
     sweeps: int = 5
     settled: float = 0.02
     sinkhorn_iterations: int = 20
