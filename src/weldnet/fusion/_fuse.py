@@ -213,7 +213,7 @@ def _equivalence(module: nn.Module, moved: Mapping[str, Tensor], example_input: 
     if not error <= referee.tolerance:
         raise StructureError(
             f"{type(module).__name__}: its transport changed the output by {error:.1e} "
-            f"(relative, {referee.tolerance:.0e} allowed); nothing was averaged: capture the structure from this very model"
+            f"(relative, {referee.tolerance:.0e} allowed); nothing was averaged: capture the structure of this model"
         )
     return error
 
