@@ -190,8 +190,12 @@ class _Recorder(TorchDispatchMode):
         arguments = func._schema.arguments
         given = {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
         written = [given.get(a.name) for a in arguments if a.alias_info is not None and a.alias_info.is_write]
-        memory = {t.untyped_storage()._cdata for t in pytree.tree_leaves(written) if isinstance(t, Tensor)}
-        return [t for t in self._alive if t.untyped_storage()._cdata in memory]
+        memory = {_memory(t) for t in pytree.tree_leaves(written) if isinstance(t, Tensor)}
+        return [t for t in self._alive if _memory(t) in memory]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
 
 
 def _live(operations: Sequence[Operation], outputs: Sequence[Ref]) -> list[int]:
