@@ -92,9 +92,8 @@ def expansion_terms(*rows: Tensor, sigma: float, tolerance: float = 1e-3) -> int
 
 def _tail(x: Tensor, sigma: float) -> np.ndarray:
     """Bound ``sum_entries P(Poisson(2 x^2/sigma) >= R)`` from above, for R = 1 .. 48."""
-    rate = x.square().mul_(2 / sigma)
-    counts = torch.histc(rate.clamp_(max=_TOP_RATE).float(), _BINS, 0, _TOP_RATE).double().cpu().numpy()
-    return _poisson_tails() @ counts
+    bins = x.square().mul_(2 * _BINS / (sigma * _TOP_RATE)).clamp_(max=_BINS - 1).long().flatten()
+    return _poisson_tails() @ torch.bincount(bins, minlength=_BINS).double().cpu().numpy()
 
 
 @functools.cache

@@ -56,6 +56,9 @@ class Fusion:
     config: Mapping[str, Any]
     parents: Mapping[str, str]
 
+    def __str__(self) -> str:
+        return str(self.report)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the fused network's tensors."""
         return dict(self.model.state_dict())

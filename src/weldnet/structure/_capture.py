@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from weldnet.errors import CaptureError
 from weldnet.structure._forest import NO_FREEDOM, Forest, read_forest
 from weldnet.structure._spec import Frozen, Indices, Layout, Place, Space, Structure
-from weldnet.structure._trace import Trace, call, named_tensors, trace
+from weldnet.structure._trace import Trace, call, named_tensors, output_tensors, trace
 from weldnet.structure._units import Factor, Value
 from weldnet.structure.rules import apply
 from weldnet.structure.rules._context import Context
@@ -59,6 +59,8 @@ def capture(model: nn.Module, example_input: Any) -> Structure:
     for name, ref in traced.tensors.items():
         context.values[ref.number] = leaves[name]
     _inputs(context, traced)
+    context.used = frozenset(ref.number for op in traced.operations for ref in op.inputs)
+    context.used |= frozenset(ref.number for ref in traced.outputs)
     for operation in traced.operations:
         apply(context, operation)
     for ref in traced.outputs:
@@ -79,27 +81,41 @@ def _unused(traced: Trace) -> list[str]:
 
 
 def _refuse_hidden_use(model: nn.Module, example_input: Any, traced: Trace, unused: list[str]) -> None:
-    """A tensor that no operation uses must not change the output: else the forward pass leaves torch on its way."""
+    """Nothing may reach the output past the operations: else the forward pass leaves torch on its way.
+
+    That shows in two ways: a tensor that no operation uses changes the output, or a constant depends on parameters.
+    """
     twin = copy.deepcopy(model).eval()
     state, _ = named_tensors(twin)
-    suspects = {name: state[name] for name in unused if state[name].is_floating_point() and state[name].numel()}
-    if not suspects:
-        return
-    full = {**state, **{alias: state[name] for alias, name in traced.aliases.items()}}
-    before = _first_tensors(call(twin, full, example_input))
-    changed = {name: tensor * 1.5 + 0.1 for name, tensor in suspects.items()}
-    after = _first_tensors(call(twin, {**full, **changed}, example_input))
-    if all(torch.equal(a, b) or bool((a.isnan() & b.isnan()).any()) for a, b in zip(before, after, strict=True)):
-        return
-    last = f" (the last one is {traced.operations[-1].name})" if traced.operations else ""
-    raise CaptureError(
-        f"{type(model).__name__} cannot be traced: {unused[0]!r} changes the output but reaches no torch operation"
-        f"{last}; the forward pass leaves torch on its way (.numpy(), a compiled kernel): make that plain tensor code"
+    floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
+    before: list[Tensor] | None = None
+    for name in unused:
+        if name in floats:
+            before = before or output_tensors(call(twin, None, example_input))
+            after = output_tensors(call(twin, {**state, name: floats[name] * 1.5 + 0.1}, example_input))
+            if not _equal(before, after):
+                raise CaptureError(_leaves_torch(model, f"{name!r} changes the output but reaches no torch operation"))
+    if any(t.is_floating_point() for t in traced.constants):
+        with torch.no_grad():
+            for tensor in floats.values():
+                tensor.mul_(1.5).add_(0.1)
+        if not _equal(traced.constants, trace(twin, example_input).constants):
+            raise CaptureError(_leaves_torch(model, "a tensor is computed from its parameters outside of torch"))
+
+
+def _leaves_torch(model: nn.Module, what: str) -> str:
+    return (
+        f"{type(model).__name__} cannot be traced: {what}; the forward pass leaves torch on its way "
+        "(.numpy(), a compiled kernel): make that plain tensor code"
     )
 
 
-def _first_tensors(result: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+def _equal(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    """Equal up to rounding: the same function need not give the same bits twice."""
+    return len(before) == len(after) and all(
+        a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-6, equal_nan=True)
+        for a, b in zip(before, after, strict=True)
+    )
 
 
 def _leaf(context: Context, name: str, shape: tuple[int, ...]) -> Value:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from weldnet.errors import ModelError, StructureError
 from weldnet.structure._move import renumber
 from weldnet.structure._spec import Structure
-from weldnet.structure._trace import Operation, Trace, call, trace
+from weldnet.structure._trace import Operation, Trace, call, output_tensors, trace
 
 __all__ = ["Check", "Referee", "check", "random_renumbering"]
 
@@ -99,7 +99,7 @@ class Referee:
         self.state = {k: t for k, t in self.model.state_dict().items() if isinstance(t, Tensor)}
         random = _random_like(double, generator)
         self.tolerance = TOLERANCE if _stays_double(self.model, double) else LOW_PRECISION_TOLERANCE
-        answers = [_outputs(call(self.model, self.state, x)) for x in (double, random)]
+        answers = [output_tensors(call(self.model, self.state, x)) for x in (double, random)]
         if not _finite(answers[0]):
             raise StructureError(
                 f"{type(model).__name__} answers with NaN or Inf on the example input: the check can prove nothing; "
@@ -113,7 +113,7 @@ class Referee:
         """Return the largest relative change of the outputs with ``state`` in place of the model's own."""
         worst = 0.0
         for x, answer in zip(self.inputs, self._answers, strict=True):
-            for now, before in zip(_outputs(call(self.model, state, x)), answer, strict=True):
+            for now, before in zip(output_tensors(call(self.model, state, x)), answer, strict=True):
                 if before.numel():
                     change = float((now.double() - before.double()).abs().max())
                     worst = max(worst, change / max(float(before.double().abs().max()), 1e-300) if change else 0.0)
@@ -145,10 +145,6 @@ def _random_like(example_input: Any, generator: torch.Generator) -> Any:
         return torch.randn(t.shape, generator=generator, dtype=t.dtype) if t.is_floating_point() else t
 
     return pytree.tree_map_only(Tensor, draw, example_input)
-
-
-def _outputs(result: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def _finite(answer: Iterable[Tensor]) -> bool:

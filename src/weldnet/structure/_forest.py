@@ -94,14 +94,15 @@ def _refine(units: Units, relations: Ints, pinned: dict[int, str]) -> Ints:
         weight[unit : unit + 1] += _mix(np.array([unit + (1 << 40)], np.uint64))
     label = relations[0].astype(np.uint64)
     s, t = relations[1], relations[2]
-    out_label, in_label = _mix(label * np.uint64(2) + np.uint64(1)), _mix(label * np.uint64(2))
+    # Mixed twice: labels and colours are both small numbers, and mixed once each they could cancel.
+    out_label, in_label = _mix(_mix(label * np.uint64(2) + np.uint64(1))), _mix(_mix(label * np.uint64(2)))
     alive = units.root == np.arange(count)
     colours = _classes(weight, alive)
     while True:
         hashed = _mix(colours.astype(np.uint64) + np.uint64(7))
         following = hashed.copy()
-        np.add.at(following, s, _mix(out_label ^ hashed[t]))
-        np.add.at(following, t, _mix(in_label ^ (hashed[s] + np.uint64(13))))
+        np.add.at(following, s, _mix(out_label + hashed[t]))
+        np.add.at(following, t, _mix(in_label + hashed[s]))
         following = _classes(following, alive)
         if following.max(initial=0) == colours.max(initial=0):
             return colours[units.root]

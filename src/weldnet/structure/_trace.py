@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from weldnet.errors import CaptureError, ModelError
 
-__all__ = ["Operation", "Ref", "Trace", "call", "call_arguments", "trace"]
+__all__ = ["Operation", "Ref", "Trace", "call", "call_arguments", "output_tensors", "own_inputs", "trace"]
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,17 @@ class Operation:
 
 @dataclass(frozen=True)
 class Trace:
-    """A forward pass: parameters and buffers by name, the operations that lead to the outputs, the outputs."""
+    """A forward pass: parameters and buffers by name, the operations that lead to the outputs, the outputs.
+
+    ``constants`` are the tensors that are neither parameters nor inputs nor made by an operation.
+    """
 
     tensors: Mapping[str, Ref]
     aliases: Mapping[str, str]
     operations: tuple[Operation, ...]
     outputs: tuple[Ref, ...]
     values: tuple[tuple[Tensor, ...], ...] = ()
+    constants: tuple[Tensor, ...] = ()
 
 
 def call_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -75,7 +80,7 @@ def call(model: nn.Module, state: Mapping[str, Tensor] | None, example_input: An
     Raises:
         ModelError: the forward pass failed; the message gives the shapes and the model's own reason.
     """
-    args, kwargs = call_arguments(example_input)
+    args, kwargs = call_arguments(own_inputs(example_input))
     full = dict(state or {})
     full.update({name: full.get(name, own).clone() for name, own in model.named_buffers(remove_duplicate=False)})
     try:
@@ -106,16 +111,18 @@ def trace(model: nn.Module, example_input: Any, *, keep_values: bool = False) ->
     state, aliases = named_tensors(model)
     call(model, None, example_input)  # a model that fails without the tracer is a different error
     recorder = _Recorder(state, keep_values)
-    args, kwargs = call_arguments(example_input)
+    args, kwargs = call_arguments(own_inputs(example_input))
 
     def forward(state: dict[str, Tensor], args: Any, kwargs: Any) -> list[Tensor]:
         full = {**state, **{alias: state[name] for alias, name in aliases.items()}}
         result = torch.func.functional_call(model, full, args, kwargs, tie_weights=False)
-        return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        return output_tensors(result)
 
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _plain_kernels(), recorder:
             outputs = torch.func.functionalize(forward, remove="mutations")(state, args, kwargs)
+    except CaptureError:
+        raise
     except Exception as error:
         last = f" after {recorder.operations[-1].name}" if recorder.operations else ""
         raise CaptureError(
@@ -126,13 +133,41 @@ def trace(model: nn.Module, example_input: Any, *, keep_values: bool = False) ->
         raise CaptureError(f"{type(model).__name__} returns no tensor; give a model whose forward returns one")
     refs = tuple(recorder.ref(t) for t in outputs)
     keep = _live(recorder.operations, refs)
+    inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     return Trace(
         tensors={name: recorder.ref(tensor) for name, tensor in state.items()},
         aliases=aliases,
         operations=tuple(recorder.operations[i] for i in keep),
         outputs=refs,
         values=tuple(recorder.values[i] for i in keep) if keep_values else (),
+        constants=recorder.foreign([*state.values(), *inputs]),
     )
+
+
+def own_inputs(example_input: Any) -> Any:
+    """Copy the tensors of an input: a forward pass may write into them."""
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), example_input)
+
+
+def output_tensors(result: Any) -> list[Tensor]:
+    """Return every tensor in what a forward pass returns: tuples, lists, dicts and dataclasses of them.
+
+    Raises:
+        CaptureError: something in it is of a type that may hide tensors.
+    """
+    found: list[Tensor] = []
+    for leaf in pytree.tree_leaves(result):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            for field in dataclasses.fields(leaf):
+                found += output_tensors(getattr(leaf, field.name))
+        elif not isinstance(leaf, None | bool | int | float | complex | str | bytes | torch.dtype | torch.device):
+            raise CaptureError(
+                f"the forward pass returns a {type(leaf).__name__}, which may hide tensors; "
+                "return tensors, tuples, dicts or dataclasses"
+            )
+    return found
 
 
 def named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -185,6 +220,12 @@ class _Recorder(TorchDispatchMode):
             self.values.append(tuple(t.detach() for t in outputs))
         return result
 
+    def foreign(self, known: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the tensors that operations use although no operation made them, except known ones."""
+        made = {ref.number for op in self.operations for ref in op.outputs} | {self.ref(t).number for t in known}
+        used = dict.fromkeys(ref.number for op in self.operations for ref in op.inputs)
+        return tuple(self._alive[number] for number in used if number not in made)
+
     def _changed_by(self, func: Any, args: Any, kwargs: Any) -> list[Tensor]:
         """Every tensor so far that shares memory with what an operation writes to."""
         arguments = func._schema.arguments
@@ -203,7 +244,8 @@ def _live(operations: Sequence[Operation], outputs: Sequence[Ref]) -> list[int]:
     needed = {ref.number for ref in outputs}
     keep: list[int] = []
     for i in reversed(range(len(operations))):
-        if any(ref.number in needed for ref in operations[i].outputs):
+        leaves = not operations[i].outputs  # a number taken out of a tensor may steer the rest of the pass
+        if leaves or any(ref.number in needed for ref in operations[i].outputs):
             keep.append(i)
             needed.update(ref.number for ref in operations[i].inputs)
     return keep[::-1]

@@ -186,11 +186,15 @@ def join_factors(units: Units, factors: Iterable[Factor]) -> tuple[Factor, ...]:
     joined: list[Factor] = []
     for new in factors:
         current: Factor | None = new
-        for i, old in enumerate(joined):
-            if current is not None and set(old.axes) & set(current.axes):
-                joined[i], current = _tie(units, old, current)
-        if current is not None:
-            joined.append(current)
+        kept: list[Factor] = []
+        for old in joined:
+            if current is None or not set(old.axes) & set(current.axes):
+                kept.append(old)
+                continue
+            first, current = _tie(units, old, current)
+            if first is not None:
+                kept.append(first)
+        joined = kept if current is None else [*kept, current]
     return tuple(joined)
 
 
@@ -251,7 +255,8 @@ def move_data(units: Units, operands: Sequence[Value], sources: Ints) -> Value:
 # -- helpers ---------------------------------------------------------------------------------------
 
 
-def _tie(units: Units, old: Factor, new: Factor) -> tuple[Factor, Factor | None]:
+def _tie(units: Units, old: Factor, new: Factor) -> tuple[Factor | None, Factor | None]:
+    """Tie two factors; return what is left of each. The new one may still overlap further factors."""
     if old.axes == new.axes:
         same_tags = (old.tags is None and new.tags is None) or (
             old.tags is not None and new.tags is not None and np.array_equal(old.tags, new.tags)
@@ -270,7 +275,7 @@ def _tie(units: Units, old: Factor, new: Factor) -> tuple[Factor, Factor | None]
         return Factor(old.axes, both), None
     if set(old.axes) < set(new.axes):
         _relate_blocks(units, new, old)
-        return new, None
+        return None, new
     if set(new.axes) < set(old.axes):
         _relate_blocks(units, old, new)
         return old, None
@@ -321,14 +326,30 @@ def _look_up(
     corner = tuple(slice(None) if a in axes else 0 for a in range(found.ndim))
     chosen = found[corner]
     real = chosen[chosen >= 0]
-    if len(np.unique(real)) == real.size:
-        return Factor(axes, chosen)
-    # Copies of one unit: tell them apart by where they come from on the source's other axes.
     others = [a for a in range(len(value.shape)) if a not in factor.axes]
+    if len(np.unique(real)) == real.size:
+        result = Factor(axes, chosen)
+        walked = [index[a][corner][chosen >= 0] for a in others if value.positional(a)]
+        if any(len(np.unique(positions)) > 1 for positions in walked):
+            units.pin(real, value.why)  # a diagonal: each unit is seen at a position of its own
+        return result
+    # Copies of one unit: tell them apart by where they come from on the source's other axes, then by their order.
     tags = np.zeros(chosen.shape, np.int64) if factor.tags is None else factor.tags[where][corner]
     for axis in others:
         tags = tags * value.shape[axis] + index[axis][corner]
-    return Factor(axes, chosen, tags)
+    return Factor(axes, chosen, _numbered(chosen, tags))
+
+
+def _numbered(chosen: Ints, tags: Ints) -> Ints:
+    """Tell apart what has the same unit and the same tag, by its order."""
+    _, inverse = np.unique(np.stack([chosen.ravel(), tags.ravel()]), axis=1, return_inverse=True)
+    order = np.argsort(inverse.ravel(), kind="stable")
+    place = np.arange(len(order))
+    first = np.r_[True, np.diff(inverse.ravel()[order]) != 0]
+    count = np.empty(len(order), np.int64)
+    count[order] = place - np.maximum.accumulate(np.where(first, place, 0))
+    count[chosen.ravel() < 0] = 0
+    return tags * (int(count.max(initial=0)) + 1) + count.reshape(chosen.shape)
 
 
 def _mark_part(units: Units, factor: Factor, where: Sequence[Ints]) -> None:

@@ -29,6 +29,7 @@ class Context:
     values: dict[int, Value] = field(default_factory=dict)
     opened: dict[str, Opened] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
+    used: frozenset[int] = frozenset()  # tensors that an operation or the output reads
 
     def value(self, ref: Ref) -> Value:
         """Return what is known of a tensor; one that nothing made is a constant of the model."""

@@ -72,6 +72,7 @@ def convolution(context: Context, op: Operation) -> list[Value]:
         spread = Value(
             tuple(n if a in channel else 1 for a, n in enumerate(shape)),
             tuple(f.moved(channel) for f in bias[0].factors),
+            frozenset(channel) if 0 in bias[0].uniform else frozenset(),
             why=bias[0].why,
         )
         out = combine(context.units, [out, spread], shape)

@@ -45,7 +45,8 @@ def group_norm(context: Context, op: Operation) -> list[Value]:
 def _on_axis(value: Value, axis: int, rank: int) -> Value:
     """Spread a vector along one axis of a tensor of ``rank`` axes."""
     shape = tuple(value.shape[0] if a == axis else 1 for a in range(rank))
-    return Value(shape, tuple(Factor((axis,), f.units, f.tags) for f in value.factors), why=value.why)
+    uniform = frozenset({axis}) if 0 in value.uniform else frozenset[int]()
+    return Value(shape, tuple(Factor((axis,), f.units, f.tags) for f in value.factors), uniform, why=value.why)
 
 
 def _with_statistics(op: Operation, value: Value) -> list[Value]:

@@ -19,6 +19,10 @@ def reduction(context: Context, op: Operation) -> list[Value]:
         return [combine(context.units, operands, ref.shape) for ref in op.outputs]
     value = context.value(op.inputs[0])
     axes = _axes(_argument(op, "dim"), len(value.shape))
+    if op.name in ("aten.max", "aten.min") and len(op.outputs) == 2 and op.outputs[1].number in context.used:
+        for factor in value.factors:
+            if set(factor.axes) & set(axes):
+                context.units.pin(factor.units, f"its number is used (the indices of {op.name})")
     reduced = reduce(context.units, value, axes)
     keep = all(len(ref.shape) == len(value.shape) for ref in op.outputs)
     result = reduced if keep else without_axes(reduced, axes)

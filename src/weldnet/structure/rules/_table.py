@@ -32,10 +32,11 @@ def source(context: Context, op: Operation) -> list[Value]:
 def unknown(context: Context, op: Operation) -> list[Value]:
     """Freeze exactly the axes that reach an operation without a rule, and name it."""
     reason = f"no rule for {op.name}"
-    context.unknown[op.name] = context.unknown.get(op.name, 0) + 1
-    for ref in op.inputs:
-        for factor in context.value(ref).factors:
-            context.units.pin(factor.units, reason)
+    reached = [factor for ref in op.inputs for factor in context.value(ref).factors]
+    if reached or op.outputs:
+        context.unknown[op.name] = context.unknown.get(op.name, 0) + 1
+    for factor in reached:
+        context.units.pin(factor.units, reason)
     return [Value(ref.shape, why=reason) for ref in op.outputs]
 
 
@@ -98,7 +99,9 @@ FAMILIES: dict[str, Rule] = {
 def apply(context: Context, op: Operation) -> None:
     """Push the units through one operation."""
     # What is written through a view changes other tensors too: no rule covers that.
-    rule = unknown if op.func._schema.is_mutable and len(op.outputs) > 1 else FAMILIES.get(op.name)
+    # A number taken out of a tensor, or a branch on one, is beyond all rules too.
+    hidden = not op.outputs or str(op.func) == "aten.view.dtype"
+    rule = unknown if hidden or (op.func._schema.is_mutable and len(op.outputs) > 1) else FAMILIES.get(op.name)
     if rule is None:
         rule = pointwise if torch.Tag.pointwise in op.func.tags else unknown
     for ref, value in zip(op.outputs, rule(context, op), strict=True):
