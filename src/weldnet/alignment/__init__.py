@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weldnet.alignment._method import Alignment, AlignmentMethod, Problem
-from weldnet.alignment._registry import METHODS, make_method
+from weldnet.alignment._registry import METHODS, describe, make_method
 from weldnet.alignment._transport import transport
 from weldnet.alignment.gamf import Gamf
 from weldnet.alignment.identity import Identity
@@ -26,6 +26,7 @@ __all__ = [
     "Problem",
     "WeightMatching",
     "align",
+    "describe",
     "find_device",
     "make_method",
     "named_states",
@@ -78,11 +79,15 @@ def align(
 
 def named_states(networks: Networks) -> dict[str, Mapping[str, Tensor]]:
     """Return the state dicts of networks by name; those of a list are named ``"a"``, ``"b"``, ..."""
+    if not isinstance(networks, Sequence | Mapping) or isinstance(networks, str):
+        raise UsageError(f"networks is a {type(networks).__name__}; give a list of networks, or a dict of them by name")
     named = networks if isinstance(networks, Mapping) else dict(zip(_letters(len(networks)), networks, strict=True))
     if isinstance(networks, nn.Module | Tensor) or any(isinstance(n, Tensor) for n in named.values()):
         raise UsageError("give a list of networks, or a dict of networks by name, not one network")
     states = {}
     for name, network in named.items():
+        if not isinstance(network, nn.Module | Mapping):
+            raise UsageError(f"network {name!r} is a {type(network).__name__}; give an nn.Module or its state dict")
         state = network.state_dict() if isinstance(network, nn.Module) else network
         states[name] = {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
     return states

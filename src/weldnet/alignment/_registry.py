@@ -12,7 +12,7 @@ from weldnet.alignment.identity import Identity
 from weldnet.alignment.weight_matching import WeightMatching
 from weldnet.errors import UsageError
 
-__all__ = ["METHODS", "make_method"]
+__all__ = ["METHODS", "describe", "make_method"]
 
 METHODS: dict[str, type[AlignmentMethod]] = {
     "identity": Identity,
@@ -28,6 +28,8 @@ def make_method(method: str | AlignmentMethod, **options: Any) -> AlignmentMetho
         UsageError: an unknown name or option; the message lists the known ones.
     """
     if not isinstance(method, str):
+        if isinstance(method, type) or not isinstance(method, AlignmentMethod):
+            raise UsageError(f"method is {method!r}; give a name ({', '.join(METHODS)}) or an object such as Gamf()")
         if options:
             raise UsageError(f"options {sorted(options)} go with a method's name, not with {method!r}")
         return method
@@ -39,9 +41,23 @@ def make_method(method: str | AlignmentMethod, **options: Any) -> AlignmentMetho
     known = {f.name: f.default for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     for option, value in options.items():
         if option not in known:
-            raise UsageError(f"{method} has no option {option!r}; it has {', '.join(known) or 'none'}")
+            close = difflib.get_close_matches(option, known, 1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UsageError(f"{method} has no option {option!r}{hint}; it has {', '.join(known) or 'none'}")
         wanted = (int, float) if isinstance(known[option], float) else type(known[option])
         if isinstance(value, bool) != isinstance(known[option], bool) or not isinstance(value, wanted):
             kind_of = type(known[option]).__name__
             raise UsageError(f"{method}: {option} is {value!r}, a {type(value).__name__}; give a {kind_of}")
     return kind(**options)
+
+
+def describe(method: AlignmentMethod) -> str:
+    """Return a method's name with the options that differ from their defaults: ``gamf sigma=4.0``."""
+    if not dataclasses.is_dataclass(method):
+        return method.name
+    changed = [
+        f"{f.name}={getattr(method, f.name)!r}"
+        for f in dataclasses.fields(method)
+        if getattr(method, f.name) != f.default
+    ]
+    return " ".join([method.name, *changed])

@@ -70,21 +70,21 @@ class Gamf:
 
     def __post_init__(self) -> None:
         limits = {
-            "sigma": self.sigma > 0,
-            "affinity": self.affinity in ("edge", "vector"),
-            "weighting": self.weighting in WEIGHTINGS,
-            "tau": 0 < self.tau < math.inf,
-            "gamma": 0 < self.gamma < 1,
-            "tau_min": 0 < self.tau_min <= self.tau,
-            "sweeps": self.sweeps >= 1,
-            "settled": self.settled >= 0,
-            "sinkhorn_iterations": self.sinkhorn_iterations >= 1,
-            "hard_sweeps": self.hard_sweeps >= 1,
-            "tolerance": 0 <= self.tolerance < 1,
+            "sigma": (self.sigma > 0, "above 0, or inf"),
+            "affinity": (self.affinity in ("edge", "vector"), "edge or vector"),
+            "weighting": (self.weighting in WEIGHTINGS, ", ".join(WEIGHTINGS)),
+            "tau": (0 < self.tau < math.inf, "above 0"),
+            "gamma": (0 < self.gamma < 1, "between 0 and 1"),
+            "tau_min": (0 < self.tau_min <= self.tau, f"above 0 and at most tau ({self.tau})"),
+            "sweeps": (self.sweeps >= 1, "1 or more"),
+            "settled": (self.settled >= 0, "0 or more"),
+            "sinkhorn_iterations": (self.sinkhorn_iterations >= 1, "1 or more"),
+            "hard_sweeps": (self.hard_sweeps >= 1, "1 or more"),
+            "tolerance": (0 <= self.tolerance < 1, "at least 0 and below 1"),
         }
-        for option, fine in limits.items():
+        for option, (fine, allowed) in limits.items():
             if not fine:
-                raise UsageError(f"gamf: {option} is {getattr(self, option)!r}, which is out of range; see Gamf's docs")
+                raise UsageError(f"gamf: {option} is {getattr(self, option)!r}; give {allowed}")
         if self.affinity == "vector" and self.sigma != math.inf:
             raise UsageError(f"gamf: sigma is {self.sigma} but the vector affinity has no sigma; leave one of them out")
 

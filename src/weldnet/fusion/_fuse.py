@@ -8,21 +8,31 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
 
-from weldnet.alignment import Alignment, AlignmentMethod, Problem, find_device, make_method, named_states, transport
+from weldnet.alignment import (
+    Alignment,
+    AlignmentMethod,
+    Problem,
+    describe,
+    find_device,
+    make_method,
+    named_states,
+    transport,
+)
 from weldnet.checkpoints import load_into, match_states, provenance, save, validate_finite
 from weldnet.errors import StructureError, UsageError
 from weldnet.evaluation import Labelled, ensemble_metrics, evaluate
 from weldnet.fusion._average import average, normalise_weights
 from weldnet.fusion._inputs import Inputs
-from weldnet.fusion._repair import Repair, make_repair
+from weldnet.fusion._repair import NoRepair, Repair, has_statistics, make_repair
 from weldnet.fusion._report import Report, Row
 from weldnet.structure import Referee, Structure, capture
 from weldnet.structure import check as run_check
@@ -88,7 +98,7 @@ def fuse(
     weights: Sequence[float] | Mapping[str, float] | None = None,
     repair: str | Repair = "auto",
     data: Inputs | None = None,
-    evaluate_on: Labelled | Judge | None = None,
+    evaluate_on: Labelled | tuple[Tensor, Tensor] | Judge | None = None,
     size: float = 1.0,
     check: bool = True,
     seed: int = 0,
@@ -110,8 +120,8 @@ def fuse(
             ``"data"``, or a repair object.
         data: optional unlabelled inputs for the repair: a tensor, a Dataset, a DataLoader or an iterable of batches;
             labels in it are ignored.
-        evaluate_on: what fills the report's scores, and nothing else: labelled data, or a function of a network that
-            returns a number or several by name.
+        evaluate_on: what fills the report's scores, and nothing else: (inputs, labels), a labelled Dataset or
+            DataLoader, or a function of a network that returns a number or several by name.
         size: of the fused network in parents; this version makes 1.0.
         check: prove the structure on every parent before anything is averaged.
         seed: of everything random.
@@ -140,6 +150,8 @@ def fuse(
     if size != 1.0:
         raise UsageError(f"size {size} is not available in this version; leave it at 1.0")
     chosen = make_method(method, **options)
+    _check_arguments(networks, example_input, data, seed)
+    judge = _judge(evaluate_on)
     states = named_states(networks)
     names = list(states)
     if len(names) < 2:
@@ -169,17 +181,19 @@ def fuse(
     with clock.step("average"):
         fused = _with_state(modules[names[0]], average(list(moved.values()), shares))
     with clock.step("repair"):
-        fused, repaired = make_repair(repair, fused, data)(fused, data)
+        mend = make_repair(repair, fused, data)
+        fused, repaired = mend(fused, data)
     rows = [
         Row(name, "parent", {}, share, alignment.moved[name], errors.get(name))
         for name, share in zip(names, shares, strict=True)
     ]
-    naive = _with_state(modules[names[0]], average(list(states.values()), shares))
     with clock.step("evaluate"):
-        rows = _scored(rows, modules, naive, fused, evaluate_on)
+        naive = _with_state(modules[names[0]], average(list(states.values()), shares))
+        naive = mend(naive, data)[0] if judge is not None else naive
+        rows = _scored(rows, modules, naive, fused, judge)
     report = Report(
         rows=tuple(rows),
-        method=repr(chosen),
+        method=describe(chosen),
         repair=repaired,
         objective=alignment.stats.get("objective"),
         check=proof,
@@ -187,15 +201,54 @@ def fuse(
         free_share=structure.free_share,
         parameters=sum(p.numel() for p in fused.parameters()),
         seconds=clock.seconds,
-        notes=tuple(_notes(rows, structure, alignment)),
+        notes=tuple(_notes(rows, structure, alignment, isinstance(mend, NoRepair), fused, data)),
     )
     config = {
         "method": repr(chosen),
         "weights": dict(zip(names, shares, strict=True)),
         "repair": repaired,
+        "check": check,
         "seed": seed,
     }
     return Fusion(fused, alignment, structure, report, config, {n: _fingerprint(s) for n, s in states.items()})
+
+
+def _check_arguments(networks: Any, example_input: Any, data: Any, seed: Any) -> None:
+    """Refuse at once what would fail late and obscurely."""
+    if isinstance(networks, nn.Module | str) or not isinstance(networks, Sequence | Mapping):
+        raise UsageError(
+            f"networks is a {type(networks).__name__}; give a list of nn.Modules, or a dict of them by name"
+        )
+    for network in networks.values() if isinstance(networks, Mapping) else networks:
+        if not isinstance(network, nn.Module):
+            raise UsageError(f"a network is a {type(network).__name__}; give nn.Modules with their weights loaded")
+    if isinstance(example_input, tuple | list) and all(isinstance(n, int) for n in example_input):
+        raise UsageError(
+            f"example_input is {example_input!r}; give a tensor, such as torch.zeros{tuple(example_input)!r}"
+        )
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise UsageError(f"seed is {seed!r}; give an integer of 0 or more")
+    if data is not None and not isinstance(data, Iterable | Dataset):
+        raise UsageError(f"data is a {type(data).__name__}; give a tensor of inputs, a Dataset, or a DataLoader")
+
+
+def _judge(evaluate_on: Any) -> Labelled | Judge | None:
+    """Read what the report is scored on; a pair (inputs, labels) is a dataset too."""
+    pair = isinstance(evaluate_on, tuple | list) and len(evaluate_on) == 2
+    if pair and all(isinstance(t, Tensor) for t in evaluate_on):
+        if len(evaluate_on[0]) != len(evaluate_on[1]):
+            raise UsageError(
+                f"evaluate_on has {len(evaluate_on[0])} inputs and {len(evaluate_on[1])} labels; give pairs"
+            )
+        return cast(Labelled, TensorDataset(*evaluate_on))
+    if evaluate_on is None or callable(evaluate_on):
+        return cast("Judge | None", evaluate_on)
+    if isinstance(evaluate_on, Tensor) or not isinstance(evaluate_on, Iterable | Dataset):
+        raise UsageError(
+            f"evaluate_on is a {type(evaluate_on).__name__}; give (inputs, labels), a Dataset, a DataLoader, "
+            "or a function of a network"
+        )
+    return evaluate_on
 
 
 def _by_name(weights: Sequence[float] | Mapping[str, float] | None, names: Sequence[str]) -> Sequence[float] | None:
@@ -250,21 +303,43 @@ def _scored(
     return [*scored, Row("naive average", "naive", scores(naive)), Row("fused", "fused", scores(fused))]
 
 
-def _notes(rows: Sequence[Row], structure: Structure, alignment: Alignment) -> Iterator[str]:
+def _notes(
+    rows: Sequence[Row],
+    structure: Structure,
+    alignment: Alignment,
+    unrepaired: bool,
+    fused: nn.Module,
+    data: Inputs | None,
+) -> Iterator[str]:
     if structure.unknown:
         yield f"no rule for {', '.join(structure.unknown)}: what reaches it was left in place."
     if not structure.spaces:
         yield "nothing in this model can be renumbered: the result is the naive average."
     if alignment.stats.get("converged") is False:
         yield "the alignment stopped before it settled; give it more sweeps."
+    if unrepaired and has_statistics(fused):
+        yield (
+            "the network has BatchNorm statistics, which averaging breaks: expect it to be far worse than its parents "
+            "until a few hundred unlabelled inputs restore them (data= or --data)."
+        )
+    elif unrepaired and data is not None:
+        yield "the unlabelled data was not used: there are no BatchNorm statistics to restore, or repair is 'none'."
     accuracy = {row.role: row.scores["accuracy"] for row in rows if "accuracy" in row.scores}
+    if not any(row.scores for row in rows):
+        yield "not measured: the check is about renumbering, not quality; give labelled data (evaluate_on= or --data)."
     if not accuracy:
         return
-    best = max(row.scores["accuracy"] for row in rows if row.role == "parent")
+    parents = [row.scores["accuracy"] for row in rows if row.role == "parent"]
     if accuracy["fused"] < accuracy["naive"]:
-        yield f"aligning did not help: the naive average is {accuracy['naive'] - accuracy['fused']:.2%} better."
-    if accuracy["fused"] < best:
-        yield f"the fused network is {best - accuracy['fused']:.2%} below the best parent."
+        yield f"aligning did not help: the naive average is {_points(accuracy['naive'] - accuracy['fused'])} better."
+    if accuracy["fused"] < max(parents):
+        yield f"the fused network is {_points(max(parents) - accuracy['fused'])} below the best parent."
+    if accuracy["fused"] < min(parents) - 0.05:
+        yield "that is far below every parent: fine-tune it, or keep the ensemble, before you use it."
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:.2f} percentage points"
 
 
 def _fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -77,7 +77,7 @@ class BatchNormReset:
         seen = 0
         with torch.no_grad(), _collecting(model):
             for inputs in self._whole_batches(data):
-                inputs = inputs.to(home, dtype) if inputs.is_floating_point() else inputs.to(home)
+                inputs = inputs.to(home, dtype if inputs.is_floating_point() else inputs.dtype, copy=True)
                 try:
                     model(inputs)
                 except (RuntimeError, ValueError) as error:
@@ -101,6 +101,11 @@ class BatchNormReset:
         if held is None or len(held) < 2:
             raise DataError("there is only one unlabelled input and a variance needs two; give more data")
         yield held
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether a model keeps BatchNorm statistics."""
+    return bool(_norms(model))
 
 
 def _norms(model: nn.Module) -> list[_BatchNorm]:
@@ -139,6 +144,8 @@ def make_repair(repair: str | Repair, model: nn.Module, data: Inputs | None) -> 
         UsageError: an unknown name; the message lists the known ones.
     """
     if not isinstance(repair, str):
+        if isinstance(repair, type) or not callable(repair):
+            raise UsageError(f"repair is {repair!r}; give {', '.join(REPAIRS)}, or an object such as BatchNormReset()")
         return repair
     if repair not in REPAIRS:
         raise UsageError(f"unknown repair {repair!r}; weldnet has {', '.join(REPAIRS)}")

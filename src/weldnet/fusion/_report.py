@@ -81,6 +81,8 @@ class Report:
         for heading in (*scores, "weight", "moved", "equivalence error"):
             table.add_column(heading, justify="right")
         for row in self.rows:
+            if not row.scores and row.weight is None:
+                continue  # nothing was measured for it
             cells = [_score(key, row.scores.get(key)) for key in scores]
             cells += [
                 "" if row.weight is None else f"{row.weight:.3g}",
