@@ -765,3 +765,22 @@ def test_an_os_error_about_another_file_passes_through(tmp_path):
 
 def test_all_names_exist():
     assert all(hasattr(checkpoints, name) for name in checkpoints.__all__)
+
+
+def test_one_prefix_of_all_keys_is_found():
+    model = nn.Sequential(nn.Linear(2, 2))
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    assert checkpoints.match_prefix(state, model)[1:] == ("", "")
+    renamed, stripped, added = checkpoints.match_prefix({f"a.b.{key}": value for key, value in state.items()}, model)
+    assert (renamed.keys(), stripped, added) == (state.keys(), "a.b.", "")
+    renamed, stripped, added = checkpoints.match_prefix({key[2:]: value for key, value in state.items()}, model)
+    assert (renamed.keys(), stripped, added) == (state.keys(), "", "0.")
+
+
+def test_a_prefix_of_some_keys_is_no_match_but_a_hint():
+    model = nn.Linear(2, 2)
+    state = {f"net.{key}": value.detach() for key, value in model.state_dict().items()}
+    state["loss.weight"] = torch.ones(2)
+    assert checkpoints.match_prefix(state, model) == (state, "", "")
+    assert "'net.' 2 of its 3 keys" in checkpoints.prefix_hint(state, model)
+    assert checkpoints.prefix_hint({"other": torch.ones(1)}, model) == ""

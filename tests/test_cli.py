@@ -127,7 +127,10 @@ def test_fuse_writes_what_the_library_gives(cli, pair):
     assert code == 0, err
     assert "fused" in out
     assert "naive" in out
-    assert err == "weldnet: wrote fused.safetensors\n"
+    assert err.splitlines()[0] == (
+        "weldnet: data: digits, 360 test images; pixels normalised as (x/16 - mean)/std with mean 0.3053, std 0.3761"
+    )
+    assert err.splitlines()[-1] == "weldnet: wrote fused.safetensors"
     networks = {}
     for file in pair:
         networks[file.stem] = build_model(MODEL)
@@ -265,12 +268,116 @@ def test_check(cli, pair):
 
 def test_evaluate(cli, pair):
     code, out, err = cli("evaluate", *pair, "--model", MODEL, "--data", "digits", "--ensemble")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.startswith("weldnet: data: digits, 360 test images; pixels normalised as ")
+    assert err.count("\n") == 1
     assert "ensemble" in out
     document = json.loads(cli("evaluate", *pair, "--model", MODEL, "--data", "digits", "--json")[1])
     assert [row["name"] for row in document["networks"]] == ["a", "b"]
     assert document["networks"][0]["samples"] == 360
     assert document["ensemble"] is None
+
+
+DATA = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+def pair(split):
+    g = torch.Generator().manual_seed(len(split))
+    return torch.randn(40, 1, 8, 8, generator=g), torch.randint(10, (40,), generator=g)
+
+def dataset(split):
+    return TensorDataset(*pair(split))
+
+def loader(split):
+    return DataLoader(dataset(split), batch_size=7)
+"""
+
+
+@pytest.mark.parametrize("kind", ["pair", "dataset", "loader"])
+def test_data_of_ones_own(cli, pair, kind):
+    Path("own.py").write_text(DATA)
+    spec = f"own.py:{kind}"
+    code, out, err = cli("evaluate", *pair, "--model", MODEL, "--data", spec, "--json")
+    assert code == 0, err
+    assert json.loads(out)["networks"][0]["samples"] == 40
+    assert f"weldnet: data: {spec}, 40 test samples, as the factory gives them; weldnet normalises nothing\n" in err
+    code, _, err = cli("fuse", *pair, "-o", "f.pt", *BASE, "--data", spec, "--samples", 20)
+    assert code == 0, err
+    assert "20 train samples" in err
+    assert cli("barrier", *pair, *BASE, "--data", spec, "--points", 2)[0] == 0
+    code, out, err = cli("train", "--model", MODEL, "--data", spec, "--epochs", 1, "-o", "t.pt")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("prefix", ["model.", "lit.net."])
+def test_a_prefix_of_all_keys_is_stripped_and_said(cli, pair, prefix):
+    state = {f"{prefix}{key}": value for key, value in checkpoints.load(pair[1]).items()}
+    torch.save({"state_dict": state, "epoch": 3, "pytorch-lightning_version": "2.4.0"}, "lit.ckpt")
+    code, _, err = cli("fuse", pair[0], "lit.ckpt", "-o", "f.safetensors", *BASE)
+    assert code == 0, err
+    assert f"weldnet: note: lit.ckpt: all keys are read without their prefix '{prefix}'" in err
+    assert checkpoints.load("f.safetensors").keys() == checkpoints.load(pair[0]).keys()
+
+
+def test_a_prefix_that_only_the_model_has_is_added_and_said(cli, pair):
+    Path("wrapped.py").write_text(
+        "from torch import nn\nfrom weldnet.models import mlp\n"
+        "class Wrapped(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.net = mlp(sizes=(64, 12, 10))\n"
+        "    def forward(self, x):\n        return self.net(x)\n"
+    )
+    code, _, err = cli("check", *pair, "--model", "wrapped.py:Wrapped", "--input", "1,1,8,8")
+    assert code == 0, err
+    assert err.count("with the prefix 'net.'") == 2
+
+
+def test_a_prefix_of_some_keys_is_named(cli, pair):
+    state = {f"model.{key}": value for key, value in checkpoints.load(pair[1]).items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(10)}}, "lit.ckpt")
+    code, _, err = cli("check", "lit.ckpt", *BASE)
+    assert code == 1
+    assert "without the prefix 'model.' 4 of its 5 keys are keys of the model" in err
+
+
+def test_the_names_known_before_torch_are_those_of_the_library():
+    from weldnet.alignment import METHODS
+    from weldnet.cli import _early, _report
+    from weldnet.data import NAMES
+    from weldnet.fusion import REPAIRS
+
+    assert sorted(METHODS) == sorted(_early.METHOD_NAMES)
+    assert sorted(REPAIRS) == sorted(_early.REPAIR_NAMES)
+    assert _early.DATA_NAMES == NAMES
+    assert _early.WRITTEN_SUFFIXES == checkpoints.SUFFIXES
+    assert _early.REPORT_SUFFIXES == _report.REPORT_SUFFIXES
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--method", "gamff"],
+        ["--weights", ".5,.6"],
+        ["--weights", "1"],
+        ["-o", "f.onnx"],
+        ["--report", "r.pdf"],
+        ["-o", "a.safetensors"],
+        ["gone.pt"],
+        ["--data", "nowhere"],
+    ],
+    ids=str,
+)
+def test_wrong_usage_is_found_before_torch_is_imported(pair, wrong):
+    arguments = ["fuse", *map(str, pair), "-o", "f.pt", *BASE, *wrong]
+    script = (
+        "import sys\nfrom weldnet.cli import main\n"
+        f"code = main({arguments!r})\n"
+        "assert 'torch' not in sys.modules\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == (1 if wrong == ["gone.pt"] else 2), done.stderr
+    assert done.stderr.startswith("weldnet: error: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_barrier_is_zero_between_a_network_and_its_renumbering(cli, pair):

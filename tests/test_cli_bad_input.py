@@ -94,6 +94,7 @@ def refused(folder, capsys):
         assert main([str(argument) for argument in arguments]) == code
         out, err = capsys.readouterr()
         assert out == ""
+        err = "".join(line for line in err.splitlines(True) if not line.startswith("weldnet: data: "))
         assert err.startswith("weldnet: error: ")
         assert err.count("\n") == 1
         assert err.endswith("\n")
@@ -317,7 +318,29 @@ def test_a_config_that_cannot_be_read(refused):
 
 
 def test_data_that_is_not_there(refused):
-    refused(1, ["nowhere"], "fuse", "a.pt", "b.pt", *OUT, *BASE, "--data", "nowhere")
+    for command in (("fuse", "a.pt", "b.pt", *OUT, *BASE), ("evaluate", "a.pt", "--model", MODEL)):
+        refused(2, ["'nowhere'", "cifar10"], *command, "--data", "nowhere")
+        refused(2, ["did you mean 'digits'"], *command, "--data", "digit")
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "words"),
+    [
+        ("mine.py:gone", 2, ["'gone'"]),
+        ("none.py:gone", 2, ["no file 'none.py'", "--data"]),
+        ("mine.py:fails", 1, ["KeyError", "split='train'"]),
+        ("mine.py:text", 1, ["a str", "(inputs, labels)"]),
+        ("mine.py:uneven", 1, ["(3, 4)", "(2,)"]),
+    ],
+)
+def test_a_data_factory_that_cannot_be_used(refused, spec, code, words):
+    Path("mine.py").write_text(
+        "import torch\n"
+        "def fails(split): raise KeyError(split)\n"
+        "def text(split): return 'none'\n"
+        "def uneven(split): return torch.ones(3, 4), torch.zeros(2, dtype=torch.int64)\n"
+    )
+    refused(code, words, "evaluate", "a.pt", "--model", MODEL, "--data", spec)
 
 
 def test_data_of_another_shape(refused):

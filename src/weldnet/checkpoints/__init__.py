@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from weldnet.checkpoints._match import load_into, match_keys, match_model, match_states, validate_finite
 from weldnet.checkpoints._paths import SUFFIXES
+from weldnet.checkpoints._prefix import match_prefix, prefix_hint
 from weldnet.checkpoints._provenance import provenance
 from weldnet.checkpoints._read import file_sha256, load, read_metadata
 from weldnet.checkpoints._save import save
@@ -22,7 +23,9 @@ __all__ = [
     "load_into",
     "match_keys",
     "match_model",
+    "match_prefix",
     "match_states",
+    "prefix_hint",
     "provenance",
     "read_metadata",
     "save",

@@ -110,6 +110,11 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
             _overwrite(target, state[key])
 
 
+def tied_keys(model: nn.Module) -> dict[str, list[str]]:
+    """Return for every key of a model the keys of the same tensor, itself among them."""
+    return _tied(_tensors(model))
+
+
 def _overwrite(target: Tensor, value: Tensor) -> None:
     with torch.no_grad():
         if target.is_floating_point() and target.dtype != value.dtype:

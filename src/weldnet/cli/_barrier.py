@@ -49,15 +49,20 @@ def barrier(
     json: Json = False,
 ) -> None:
     """Measure loss and accuracy on the straight line from A to B, and from A to B aligned to A."""
+    from weldnet.cli._early import check_data, check_method, require_files
+
+    require_files([first, second])
+    check_method(method)
+    check_data(data)
+    from weldnet.cli._data import load_labelled
     from weldnet.cli._method import check_device, choose_method
     from weldnet.cli._model import build_model
     from weldnet.cli._networks import load_networks
-    from weldnet.data import load
 
     chosen = choose_method(method, parse_options(option))
     check_device(device)
     networks = load_networks(build_model(model), [first, second])
-    images = load(data, split=split)  # pyright: ignore[reportArgumentType]  (load says which splits there are)
+    images = load_labelled(data, split)
     with stray_prints_to_stderr():
         a, b, moved = _aligned(networks, example_input, chosen, seed, device)
         before = _measure(a, b, images, points, device)

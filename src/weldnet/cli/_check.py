@@ -13,6 +13,9 @@ def check(
     checkpoints: Checkpoints, model: ModelSpec, example_input: InputSpec, seed: Seed = 0, json: Json = False
 ) -> None:
     """Prove that renumbering the units of each network leaves its output unchanged (in float64)."""
+    from weldnet.cli._early import require_files
+
+    require_files(checkpoints)
     from weldnet.cli._input import make_input
     from weldnet.cli._model import build_model
     from weldnet.cli._networks import load_networks

@@ -37,12 +37,23 @@ __all__ = [
 MODEL_HELP = "Who builds the network: pkg.mod:factory, path/to/file.py:factory, or a name such as vgg11?width=0.25."
 INPUT_HELP = "What the network takes: 1,3,32,32 or 1,16:int64 (several: ';' between), or a saved tensor."
 
-Checkpoint = Annotated[Path | None, typer.Argument(metavar="[CHECKPOINT]", help="Trained weights.", show_default=False)]
-Checkpoints = Annotated[list[Path], typer.Argument(metavar="A [B ...]", help="Checkpoints.", show_default=False)]
+NETWORKS_HELP = "Trained weights: .safetensors, .pt, .pth, .bin, .ckpt, an .index.json or a folder."
+
+Checkpoint = Annotated[Path | None, typer.Argument(metavar="[CHECKPOINT]", help=NETWORKS_HELP, show_default=False)]
+Checkpoints = Annotated[list[Path], typer.Argument(metavar="A [B ...]", help=NETWORKS_HELP, show_default=False)]
 ModelSpec = Annotated[str, typer.Option("--model", metavar="SPEC", help=MODEL_HELP)]
 InputSpec = Annotated[str, typer.Option("--input", metavar="SPEC", help=INPUT_HELP)]
+DATA_METAVAR = "SPEC"
+DATA_NOTE = (
+    "Names and folders are normalised by weldnet (how is said on stderr). For other preprocessing give "
+    "path/to/file.py:factory, called with split='train' or 'test', which returns (inputs, labels) tensors, a Dataset "
+    "or a DataLoader; or use the Python API: data=, evaluate_on=."
+)
 Data = Annotated[
-    str, typer.Option("--data", metavar="DIR|NAME", help="Labelled images: digits, mnist, cifar10, a folder, ...")
+    str,
+    typer.Option(
+        "--data", metavar=DATA_METAVAR, help=f"Labelled images: digits, mnist, cifar10, a folder, ... {DATA_NOTE}"
+    ),
 ]
 Split = Annotated[str, typer.Option("--split", help="train or test.")]
 Method = Annotated[str, typer.Option("--method", help="How to align: gamf, weight_matching or identity.")]

@@ -29,16 +29,20 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure the accuracy and the loss of networks on labelled images."""
+    from weldnet.cli._early import check_data, require_files
+
+    require_files(checkpoints)
+    check_data(data)
+    from weldnet.cli._data import load_labelled
     from weldnet.cli._method import check_device
     from weldnet.cli._model import build_model
     from weldnet.cli._networks import load_networks
-    from weldnet.data import load
     from weldnet.evaluation import ensemble_metrics
     from weldnet.evaluation import evaluate as measure
 
     check_device(device)
     networks = load_networks(build_model(model), checkpoints)
-    images = load(data, split=split)  # pyright: ignore[reportArgumentType]  (load says which splits there are)
+    images = load_labelled(data, split)
     scores = {name: measure(network, images, device=device) for name, network in networks.items()}
     together = ensemble_metrics(list(networks.values()), images, device=device) if ensemble else None
     if json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weldnet.cli._common import (
+    DATA_METAVAR,
+    DATA_NOTE,
     INPUT_HELP,
     MODEL_HELP,
+    NETWORKS_HELP,
     Json,
     Options,
     emit,
@@ -26,34 +28,48 @@ if TYPE_CHECKING:
     from weldnet.cli._config import FuseConfig
     from weldnet.fusion import Fusion
 
-__all__ = ["fuse", "refuse_overwriting", "write_results"]
+__all__ = ["fuse", "write_results"]
+
+_MODEL_HELP, _INPUT_HELP = f"{MODEL_HELP} (required)", f"{INPUT_HELP} (required)"
 
 
 def fuse(
     networks: Annotated[
-        list[Path] | None, typer.Argument(metavar="A B [C ...]", help="Trained networks.", show_default=False)
+        list[Path] | None,
+        typer.Argument(metavar="A B [C ...]", help=NETWORKS_HELP, show_default=False),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="OUT", help="Where the fused network goes.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="The fused network: .safetensors, .pt, .pth or .bin. (required)",
+        ),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="SPEC", help=MODEL_HELP)] = None,
-    example_input: Annotated[str | None, typer.Option("--input", metavar="SPEC", help=INPUT_HELP)] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="SPEC", help=_MODEL_HELP)] = None,
+    example_input: Annotated[str | None, typer.Option("--input", metavar="SPEC", help=_INPUT_HELP)] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="gamf, weight_matching or identity. [default: gamf]")
+        str | None, typer.Option("--method", help="gamf, weight_matching or identity. (default: gamf)")
     ] = None,
     option: Options = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", metavar=".5,.5", help="Shares in the average. [default: equal]")
+        str | None,
+        typer.Option("--weights", metavar=".5,.5", help="Shares in the average; must sum to 1. (default: equal)"),
     ] = None,
-    repair: Annotated[str | None, typer.Option("--repair", help="auto, none or data. [default: auto]")] = None,
+    repair: Annotated[str | None, typer.Option("--repair", help="auto, none or data. (default: auto)")] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DIR|NAME", help="Optional: train images for the repair, test split to score."),
+        typer.Option(
+            "--data",
+            metavar=DATA_METAVAR,
+            help=f"Optional: train images for the repair, test split to score. {DATA_NOTE}",
+        ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", help="Unlabelled images for the repair. [default: 512]")
+        int | None, typer.Option("--samples", help="Unlabelled images for the repair. (default: 512)")
     ] = None,
-    size: Annotated[float | None, typer.Option("--size", help="Of the result, in parents. [default: 1.0]")] = None,
+    size: Annotated[float | None, typer.Option("--size", help="Of the result, in parents. (default: 1.0)")] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write the table: .html, .json or .md.")
     ] = None,
@@ -62,12 +78,15 @@ def fuse(
     ] = None,
     check: Annotated[
         bool | None,
-        typer.Option("--check/--no-check", help="Prove that renumbering keeps every parent. [default: check]"),
+        typer.Option("--check/--no-check", help="Prove that renumbering keeps every parent. (default: --check)"),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random. (default: 0)")] = None,
     device: Annotated[str | None, typer.Option("--device", help="Where to align: cpu, cuda, ...")] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="YAML with these options as keys; options win.")
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", help="YAML with these options as keys (required ones too); options win."
+        ),
     ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved settings as YAML and stop.")
@@ -116,10 +135,14 @@ def _fuse(settings: FuseConfig) -> Fusion:
     _check_settings(settings)
     _check_outputs(settings)
     from weldnet.cli._input import make_input
+    from weldnet.cli._method import check_device, choose_method
     from weldnet.cli._model import build_model
     from weldnet.cli._networks import load_networks
     from weldnet.fusion import fuse
 
+    choose_method(settings.method, settings.options)
+    check_device(settings.device)
+    _note_same_files(settings.networks)
     assert settings.model is not None
     assert settings.input is not None
     networks = load_networks(build_model(settings.model), settings.networks)
@@ -178,6 +201,7 @@ def _save_alignment(result: Fusion, temporary: Path, path: Path) -> None:
 
 def _check_settings(settings: FuseConfig) -> None:
     """Refuse what cannot be meant, before anything is read."""
+    from weldnet.cli._early import REPAIR_NAMES, check_data, check_method, check_weights, close, require_files
     from weldnet.errors import UsageError
 
     if len(settings.networks) < 2:
@@ -187,64 +211,52 @@ def _check_settings(settings: FuseConfig) -> None:
     missing = [word for key, word in needed.items() if getattr(settings, key) is None]
     if missing:
         raise UsageError(f"fusing needs {' and '.join(missing)}; see weldnet fuse --help")
-    from weldnet.cli._method import check_device, choose_method
-    from weldnet.fusion import REPAIRS, normalise_weights
-
-    choose_method(settings.method, settings.options)
-    check_device(settings.device)
-    if settings.repair not in REPAIRS:
-        raise UsageError(f"unknown repair {settings.repair!r}; weldnet has {', '.join(REPAIRS)}")
+    require_files(settings.networks)
+    check_method(settings.method)
+    if settings.repair not in REPAIR_NAMES:
+        hint = close(settings.repair, REPAIR_NAMES)
+        raise UsageError(f"unknown repair {settings.repair!r}{hint}; weldnet has {', '.join(REPAIR_NAMES)}")
     if settings.repair == "data" and settings.data is None:
         raise UsageError("--repair data needs unlabelled images; give --data, or --repair none")
-    if not isinstance(settings.weights, dict):
-        normalise_weights(settings.weights, len(settings.networks))
+    if settings.weights is not None:
+        weights = settings.weights.values() if isinstance(settings.weights, dict) else settings.weights
+        check_weights(list(weights), len(settings.networks))
+    if settings.data is not None:
+        check_data(settings.data)
 
 
 def _check_outputs(settings: FuseConfig) -> None:
-    from weldnet.checkpoints import SUFFIXES, check_writable
-    from weldnet.cli._report import REPORT_SUFFIXES
+    from weldnet.cli._early import REPORT_SUFFIXES, WRITTEN_SUFFIXES, refuse_overwriting, refuse_suffix
 
     assert settings.output is not None
-    refuse_suffix(settings.output, SUFFIXES)
+    refuse_suffix(settings.output, WRITTEN_SUFFIXES)
     if settings.report is not None:
         refuse_suffix(settings.report, REPORT_SUFFIXES)
     if settings.alignment_out is not None:
         refuse_suffix(settings.alignment_out, (".safetensors",))
     outputs = [path for path in (settings.output, settings.report, settings.alignment_out) if path is not None]
     refuse_overwriting(outputs, settings.networks)
+    from weldnet.checkpoints import check_writable
+
     for path in outputs:
         check_writable(path)
-
-
-def refuse_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Raise UsageError for an output file whose suffix is not among the given ones."""
-    from weldnet.errors import UsageError
-
-    if path.suffix not in suffixes:
-        raise UsageError(f"{str(path)!r}: cannot write the extension {path.suffix!r}; use {', '.join(suffixes)}")
-
-
-def refuse_overwriting(outputs: list[Path], inputs: list[Path]) -> None:
-    """Raise UsageError if an output is an input, lies among an input's shards, or is another output."""
-    from weldnet.errors import UsageError
-
-    taken = {os.path.realpath(path): path for path in inputs}
-    homes = [path if path.is_dir() else path.parent for path in inputs if path.is_dir() or path.suffix == ".json"]
-    for path in outputs:
-        where = os.path.realpath(path)
-        inside = path.exists() and any(path.resolve().parent == home.resolve() for home in homes)
-        if where in taken or inside:
-            raise UsageError(f"{str(path)!r} is read or written twice; choose another output path")
-        taken[where] = path
 
 
 def _load_data(settings: FuseConfig) -> tuple[Any, Any]:
     """Unlabelled training images for the repair, and the test split for the scores."""
     if settings.data is None:
         return None, None
-    from weldnet.data import load
+    from weldnet.cli._data import load_labelled, load_unlabelled
 
-    labelled = load(settings.data, split="test")
+    labelled = load_labelled(settings.data, "test")
     if settings.repair == "none":
         return None, labelled
-    return load(settings.data, split="train", limit=settings.samples).images, labelled
+    return load_unlabelled(settings.data, settings.samples), labelled
+
+
+def _note_same_files(files: list[Path]) -> None:
+    places = [file.resolve() for file in files]
+    for index, file in enumerate(files):
+        if places[index] in places[:index]:
+            say(f"{file} is given twice; the same network counts twice in the average", kind="note")
+            return

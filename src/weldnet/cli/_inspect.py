@@ -14,6 +14,9 @@ def inspect(
 
     With a checkpoint, its weights are put into the model first, so that one sees whether they fit.
     """
+    from weldnet.cli._early import require_files
+
+    require_files([checkpoint] if checkpoint is not None else [])
     from weldnet.cli._input import make_input
     from weldnet.cli._model import build_model
     from weldnet.cli._networks import load_network, name_files

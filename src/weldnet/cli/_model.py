@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from weldnet.cli._common import parse_scalar, stray_prints_to_stderr
+from weldnet.cli._early import close
 from weldnet.errors import ModelError, UsageError, WeldnetError
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build_model"]
+__all__ = ["build_model", "find_factory"]
 
+_FACTORIES = "pkg.mod:factory or path/to/file.py:factory"
 _FORMS = "pkg.mod:factory, path/to/file.py:factory, or a name such as vgg11?width=0.25"
 
 
@@ -44,7 +46,7 @@ def build_model(spec: str, *, seed: int = 0) -> nn.Module:
     head, _, tail = spec.partition("?")
     options = {key: parse_scalar(value) for key, value in parse_qsl(tail, keep_blank_values=True)}
     with stray_prints_to_stderr():
-        factory = _find_factory(head)
+        factory = _find_factory(head, options)
         try:
             model = initialise(lambda: factory(**options), seed)
         except WeldnetError:
@@ -69,19 +71,40 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return _unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
-def _find_factory(head: str) -> Callable[..., Any]:
-    from torch import nn
-
+def _find_factory(head: str, options: dict[str, Any]) -> Callable[..., Any]:
     from weldnet.models import MODELS, build
 
-    where, colon, attribute = head.rpartition(":")
-    if not colon:
+    if ":" not in head:
         if head not in MODELS:
-            raise UsageError(f"unknown model {head!r}{_close(head, MODELS)}; give {_FORMS} (of {', '.join(MODELS)})")
+            raise UsageError(f"unknown model {head!r}{close(head, MODELS)}; give {_FORMS} (of {', '.join(MODELS)})")
+        known = list(inspect.signature(MODELS[head]).parameters)
+        for key in options:
+            if key not in known:
+                raise UsageError(
+                    f"model {head!r} has no option {key!r}{close(key, known)}; its options: {', '.join(known)}"
+                )
         return functools.partial(build, head)
+    return find_factory(head)
+
+
+def find_factory(spec: str, *, option: str = "--model") -> Callable[..., Any]:
+    """Import what ``pkg.mod:factory`` or ``path/to/file.py:factory`` names.
+
+    Args:
+        spec: module or file, a colon, and a function or class in it.
+        option: the option that gave the spec, for messages.
+
+    Raises:
+        UsageError: there is no such module, file or attribute.
+        ModelError: the module fails.
+    """
+    from torch import nn
+
+    where, _, attribute = spec.rpartition(":")
+    forms = _FORMS if option == "--model" else _FACTORIES
     if not where or not attribute:
-        raise UsageError(f"model {head!r} has nothing on one side of its ':'; give {_FORMS}")
-    module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
+        raise UsageError(f"{option} {spec!r} has nothing on one side of its ':'; give {forms}")
+    module = _import_file(Path(where), option, forms) if where.endswith(".py") else _import_module(where, forms)
     factory = _attribute(module, attribute, where)
     if isinstance(factory, nn.Module):
         return lambda: copy.deepcopy(factory)
@@ -90,23 +113,23 @@ def _find_factory(head: str) -> Callable[..., Any]:
     return factory
 
 
-def _import_module(name: str) -> ModuleType:
+def _import_module(name: str, forms: str) -> ModuleType:
     _search_first(Path.cwd())
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise UsageError(
-                f"there is no module {error.name!r} here or on the Python path; install it, or give {_FORMS}"
+                f"there is no module {error.name!r} here or on the Python path; install it, or give {forms}"
             ) from error
         raise _import_failed(name, error) from error
 
 
-def _import_file(path: Path) -> ModuleType:
+def _import_file(path: Path, option: str, forms: str) -> ModuleType:
     if not path.is_file():
-        raise UsageError(f"there is no file {str(path)!r}; --model takes {_FORMS}")
+        raise UsageError(f"there is no file {str(path)!r}; {option} takes {forms}")
     _search_first(path.resolve().parent)
-    name = f"_weldnet_model_{path.stem}"
+    name = f"_weldnet_{option.strip('-')}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -134,10 +157,5 @@ def _attribute(module: ModuleType, attribute: str, where: str) -> Any:
         return functools.reduce(getattr, attribute.split("."), module)
     except AttributeError as error:
         own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-        hint = _close(attribute, own) or f"; it has {', '.join(own[:8]) or 'no functions or classes'}"
+        hint = close(attribute, own) or f"; it has {', '.join(own[:8]) or 'no functions or classes'}"
         raise UsageError(f"{where!r} has no {attribute!r}{hint}") from error
-
-
-def _close(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), 3)
-    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weldnet.cli._common import say
+from weldnet.errors import CheckpointError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -16,16 +19,25 @@ _INDEX = ".index.json"
 
 
 def load_network(model: nn.Module, file: Path, name: str) -> nn.Module:
-    """Return a copy of a model with the weights of a file.
+    """Return a copy of a model with the weights of a file; a prefix that all keys share is no hindrance.
 
     Raises:
         CheckpointError: the file cannot be read, does not fit the model, or holds NaN or Inf.
     """
-    from weldnet.checkpoints import load, load_into, validate_finite
+    from weldnet.checkpoints import load, load_into, match_prefix, prefix_hint, validate_finite
 
-    state = load(file)
     network = copy.deepcopy(model)
-    load_into(network, state, name)
+    state, stripped, added = match_prefix(load(file), network)
+    if stripped or added:
+        done = f"without their prefix {stripped!r}" if stripped else f"with the prefix {added!r}"
+        say(f"{file}: all keys are read {done}, which makes them the model's", kind="note")
+    try:
+        load_into(network, state, name)
+    except CheckpointError as error:
+        hint = prefix_hint(state, network)
+        if not hint:
+            raise
+        raise CheckpointError(f"{error}; {hint}") from error
     validate_finite(state, name)
     return network.eval()
 

@@ -37,8 +37,11 @@ def train(
 
     After every epoch the state is kept in OUT.state, for --resume; it is removed when the network is written.
     """
-    from weldnet.checkpoints import SUFFIXES, check_writable
-    from weldnet.cli._fuse import refuse_suffix
+    from weldnet.cli._early import WRITTEN_SUFFIXES, check_data, refuse_suffix
+
+    refuse_suffix(output, WRITTEN_SUFFIXES)
+    check_data(data)
+    from weldnet.checkpoints import check_writable
     from weldnet.cli._method import check_device
     from weldnet.training import Recipe
 
@@ -53,7 +56,6 @@ def train(
         weight_decay=weight_decay,
         seed=seed,
     )
-    refuse_suffix(output, SUFFIXES)
     check_device(device)
     check_writable(output)
     result, score = _train(model, data, output, recipe, resume, device)
@@ -69,13 +71,13 @@ def _train(
     model: str, data: str, output: Path, recipe: Recipe, resume: bool, device: str | None
 ) -> tuple[TrainingResult, dict[str, Any]]:
     from weldnet.checkpoints import provenance, save
+    from weldnet.cli._data import load_split
     from weldnet.cli._model import build_model
-    from weldnet.data import load
     from weldnet.evaluation import evaluate
     from weldnet.training import train
 
     network = build_model(model, seed=recipe.seed)
-    images, test = load(data, split="train"), load(data, split="test")
+    images, test = load_split(data, "train"), load_split(data, "test")
     state = output.with_name(f"{output.name}.state")
     result = train(network, images, recipe, device=device, state_path=state, resume=resume, progress=interactive())
     score = asdict(evaluate(result.model, test, device=device))

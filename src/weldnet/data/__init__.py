@@ -17,10 +17,12 @@ from weldnet.data._sources import KNOWN, SPLIT_NAMES, find_files, find_folder, h
 from weldnet.data._split import Split, spaced_rows
 from weldnet.errors import DataError, UsageError
 
-__all__ = ["NAMES", "Split", "load"]
+__all__ = ["NAMES", "Split", "load", "normalisation"]
 
 NAMES: tuple[str, ...] = ("digits", *KNOWN)
 """The datasets that have a short name."""
+
+_DIGITS_MEAN, _DIGITS_STD = 0.3053, 0.3761
 
 
 def load(
@@ -59,6 +61,18 @@ def load(
         raise DataError(message) from error
 
 
+def normalisation(images: Split) -> str:
+    """Say how `load` made the images of a split from pixels.
+
+    >>> normalisation(load("digits"))
+    '(x/16 - mean)/std with mean 0.3053, std 0.3761'
+    """
+    if images.name == "digits":
+        return f"(x/16 - mean)/std with mean {_DIGITS_MEAN}, std {_DIGITS_STD}"
+    mean, std = (", ".join(map(str, value)) for value in statistics(images.name, images.images.shape[1]))
+    return f"(x/255 - mean)/std with mean {mean}, std {std}"
+
+
 def _digits(split: str, limit: int | None) -> Split:
     from sklearn.datasets import load_digits
 
@@ -69,7 +83,7 @@ def _digits(split: str, limit: int | None) -> Split:
     rows = rows[spaced_rows(len(rows), limit)]
     pixels = torch.from_numpy(images).float().view(-1, 1, 8, 8)[rows] / 16
     classes = tuple(str(digit) for digit in range(10))
-    return Split((pixels - 0.3053) / 0.3761, torch.from_numpy(labels).long()[rows], classes, "digits")
+    return Split((pixels - _DIGITS_MEAN) / _DIGITS_STD, torch.from_numpy(labels).long()[rows], classes, "digits")
 
 
 def _pictures(source: str, split: str, limit: int | None) -> Split:

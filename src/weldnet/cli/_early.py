@@ -1,0 +1,105 @@
+"""What can be refused before torch is imported; the names here are those of the library, which a test compares."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from weldnet.errors import CheckpointError, UsageError
+
+__all__ = [
+    "DATA_NAMES",
+    "METHOD_NAMES",
+    "REPAIR_NAMES",
+    "REPORT_SUFFIXES",
+    "WRITTEN_SUFFIXES",
+    "check_data",
+    "check_method",
+    "check_weights",
+    "close",
+    "is_factory",
+    "refuse_overwriting",
+    "refuse_suffix",
+    "require_files",
+]
+
+METHOD_NAMES = ("identity", "weight_matching", "gamf")
+REPAIR_NAMES = ("auto", "none", "data")
+WRITTEN_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+REPORT_SUFFIXES = (".html", ".json", ".md")
+DATA_NAMES = ("digits", "mnist", "cifar10", "cifar100", "tiny-imagenet")
+
+
+def close(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` with the known words that are near, or nothing.
+
+    >>> close("sgima", ["sigma", "tau"])
+    " (did you mean 'sigma'?)"
+    """
+    near = difflib.get_close_matches(word, list(known), 3)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+
+
+def check_method(name: str) -> None:
+    """Raise UsageError for a method that weldnet does not have."""
+    if name not in METHOD_NAMES:
+        known = ", ".join(METHOD_NAMES)
+        raise UsageError(f"unknown method {name!r}{close(name, METHOD_NAMES)}; weldnet has {known}")
+
+
+def check_weights(weights: Sequence[float], count: int) -> None:
+    """Raise UsageError unless there is one finite weight of 0 or more for each network, and they sum to 1."""
+    if len(weights) != count:
+        raise UsageError(f"{len(weights)} weights for {count} networks; give one weight for each network")
+    for weight in weights:
+        if not math.isfinite(weight) or weight < 0:
+            raise UsageError(f"weight {weight} is not a finite number of 0 or more; give shares such as 0.5")
+    total = math.fsum(weights)
+    if abs(total - 1) > 1e-6:
+        shares = [weight / total for weight in weights] if total else [1 / count] * count
+        meant = ",".join(f"{share:.4g}" for share in shares)
+        raise UsageError(f"the weights sum to {total:.6g}, not to 1; did you mean {meant}?")
+
+
+def require_files(files: Iterable[Path]) -> None:
+    """Raise CheckpointError for the first checkpoint that is not there."""
+    for file in files:
+        if not os.path.lexists(file):
+            raise CheckpointError(f"{str(file)!r}: no such file; check the path")
+
+
+def is_factory(source: str) -> bool:
+    """Say whether ``--data`` names the user's own factory, as in ``file.py:factory``."""
+    return ":" in source and not Path(source).expanduser().is_dir()
+
+
+def check_data(source: str) -> None:
+    """Raise UsageError for ``--data`` that is no known name, no folder, no factory and cannot be on the hub."""
+    named = source in DATA_NAMES or is_factory(source) or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)
+    if not named and not Path(source).expanduser().is_dir():
+        raise UsageError(
+            f"--data {source!r} is not a folder or a known dataset{close(source, DATA_NAMES)}; give one of "
+            f"{', '.join(DATA_NAMES)}, a folder with test.parquet, a hub name org/name, or path/to/file.py:factory"
+        )
+
+
+def refuse_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Raise UsageError for an output file whose suffix is not among the given ones."""
+    if path.suffix not in suffixes:
+        raise UsageError(f"{str(path)!r}: cannot write the extension {path.suffix!r}; use {', '.join(suffixes)}")
+
+
+def refuse_overwriting(outputs: list[Path], inputs: list[Path]) -> None:
+    """Raise UsageError if an output is an input, lies among an input's shards, or is another output."""
+    taken = {os.path.realpath(path): path for path in inputs}
+    homes = [path if path.is_dir() else path.parent for path in inputs if path.is_dir() or path.suffix == ".json"]
+    for path in outputs:
+        where = os.path.realpath(path)
+        inside = path.exists() and any(path.resolve().parent == home.resolve() for home in homes)
+        if where in taken or inside:
+            raise UsageError(f"{str(path)!r} is read or written twice; choose another output path")
+        taken[where] = path
