@@ -170,6 +170,21 @@ def test_fuse_writes_reports_and_the_alignment(cli, pair):
     assert weldnet.Alignment.load("out/al.safetensors")["b"].keys() == {"layers.0"}
 
 
+def test_fuse_notes_that_a_file_is_given_twice(cli, pair):
+    code, _, err = cli("fuse", pair[0], pair[0], "-o", "f.pt", *BASE)
+    assert code == 0, err
+    assert "weldnet: note: a.safetensors is given twice" in err
+
+
+def test_the_help_of_fuse_shows_defaults_and_what_is_required(cli):
+    shown = " ".join(cli("fuse", "--help")[1].replace("│", " ").split())
+    for default in ("gamf", "equal", "auto", "512", "1.0", "--check", "0"):
+        assert f"(default: {default})" in shown
+    assert shown.count("(required)") == 3
+    for words in ("must sum to 1", ".ckpt", "normalised by weldnet", "evaluate_on=", "path/to/file.py:factory"):
+        assert words in shown
+
+
 def test_fuse_takes_many_networks_in_many_formats(cli, pair):
     torch.save({"state_dict": build_model(MODEL, seed=2).state_dict()}, "c.pth")
     torch.save({f"module.{k}": v for k, v in build_model(MODEL, seed=3).state_dict().items()}, "d.bin")
@@ -427,7 +442,17 @@ def test_train_resumes_where_it_was_interrupted(cli, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(run._Run, "advance", stop_at_the_third)
-        assert cli(*arguments, "parts.pt")[0] == 130
+        code, _, err = cli(*arguments, "parts.pt", "--resume")
+    assert code == 130
+    assert "note: there is no parts.pt.state to go on from; starting afresh" in err
+    assert err.splitlines()[-1] == ("weldnet: error: interrupted; go on with --resume, the state is in parts.pt.state")
+    assert [line.partition(" loss ")[0] for line in err.splitlines() if "epoch" in line] == [
+        "weldnet: epoch 1/3",
+        "weldnet: epoch 2/3",
+    ]
+    code, _, err = cli(*arguments, "parts.pt", "--resume", "--lr", 0.5)
+    assert code == 1
+    assert "leave --resume out to start afresh" in err
     assert not Path("parts.pt").exists()
     assert Path("parts.pt.state").exists()
     assert cli(*arguments, "parts.pt", "--resume")[0] == 0

@@ -213,7 +213,7 @@ def test_weights_that_are_not_finite(refused, value, command):
         ("-0.5,1.5", ["-0.5"]),
         ("nan,1", ["nan"]),
         (".5,.25,.25", ["3 weights for 2 networks"]),
-        ("half,half", ["weights", "half"]),
+        ("half,half", ["--weights", "'half' is not a number", "sum to 1"]),
         ("0,0", ["sum to 0"]),
     ],
 )
@@ -252,7 +252,11 @@ def test_an_unknown_method(refused):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("sgima=4", ["'sgima'", "sigma"]),
+        ("sgima=4", ["'sgima'", "did you mean 'sigma'"]),
+        ("sweeps=0", ["sweeps", "0", "1 or more"]),
+        ("sweeps=1.5", ["'sweeps' is 1.5; give a whole number"]),
+        ("tau=true", ["'tau' is True; give a number"]),
+        ("affinity=edgy", ["did you mean 'edge'?", "edge or vector"]),
         ("sigma", ["'sigma'", "KEY=VALUE"]),
         ("sigma=-1", ["sigma", "-1"]),
         ("sigma=wide", ["sigma", "wide"]),
@@ -468,7 +472,7 @@ def test_an_interrupt_leaves_nothing(refused, where, monkeypatch):
         ("broken.py:plain", 1, ["'broken.py'", "SyntaxError"]),
         ("imports:plain", 1, ["'imports'", "ModuleNotFoundError", "not_installed"]),
         ("vgg12", 2, ["'vgg12'", "'vgg11'"]),
-        ("mlp?size=4", 2, ["'size'", "sizes"]),
+        ("mlp?size=4", 2, ["'size'", "did you mean 'sizes'?"]),
         ("models:", 2, ["'models:'"]),
         (":plain", 2, ["':plain'"]),
     ],

@@ -44,8 +44,8 @@ class _Group(TyperGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _Interrupted from None
+        except KeyboardInterrupt as error:
+            raise _Interrupted(*error.args) from None
 
 
 app = typer.Typer(
@@ -56,7 +56,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 the job failed, 2 wrong usage. Start with: weldnet demo",
+    epilog="Exit codes: 0 done, 1 the job failed, 2 wrong usage, 130 interrupted. Start with: weldnet demo",
 )
 for _command in _COMMANDS:
     app.command()(_command)
@@ -114,7 +114,8 @@ def _end(error: BaseException) -> int:
         typer.echo(error.ctx.get_help(), err=True)
         return MISUSED
     if isinstance(error, _Interrupted | KeyboardInterrupt | click.Abort):
-        say("interrupted; no partial file is left", kind="error")
+        way_on = error.args[0] if isinstance(error, _Interrupted) and error.args else "no partial file is left"
+        say(f"interrupted; {way_on}", kind="error")
         return INTERRUPTED
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         _close_stdout()

@@ -48,7 +48,10 @@ def barrier(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Measure loss and accuracy on the straight line from A to B, and from A to B aligned to A."""
+    """Measure loss and accuracy on the straight line from A to B, and from A to B aligned to A.
+
+    Checkpoints may be .safetensors, .pt, .pth, .bin, .ckpt, an .index.json, or a folder with one of them.
+    """
     from weldnet.cli._early import check_data, check_method, require_files
 
     require_files([first, second])

@@ -12,7 +12,10 @@ __all__ = ["check"]
 def check(
     checkpoints: Checkpoints, model: ModelSpec, example_input: InputSpec, seed: Seed = 0, json: Json = False
 ) -> None:
-    """Prove that renumbering the units of each network leaves its output unchanged (in float64)."""
+    """Prove that renumbering the units of each network leaves its output unchanged (in float64).
+
+    Checkpoints may be .safetensors, .pt, .pth, .bin, .ckpt, an .index.json, or a folder with one of them.
+    """
     from weldnet.cli._early import require_files
 
     require_files(checkpoints)

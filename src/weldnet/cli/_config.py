@@ -99,6 +99,8 @@ def _validate(values: Mapping[str, Any], prefix: str, kind: type[UsageError]) ->
 
 def _reason(fault: Any) -> str:
     where = str(fault["loc"][0])
+    if where == "weights":
+        return f"weights: {fault['input']!r} is not a number; give one share for each network, which sum to 1: .5,.5"
     if fault["type"] != "extra_forbidden":
         return f"{where}: {fault['input']!r} is no good: {fault['msg'].lower()}"
     known = list(FuseConfig.model_fields)

@@ -28,7 +28,10 @@ def evaluate(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Measure the accuracy and the loss of networks on labelled images."""
+    """Measure the accuracy and the loss of networks on labelled images.
+
+    Checkpoints may be .safetensors, .pt, .pth, .bin, .ckpt, an .index.json, or a folder with one of them.
+    """
     from weldnet.cli._early import check_data, require_files
 
     require_files(checkpoints)

@@ -96,6 +96,7 @@ def fuse(
     """Fuse two or more trained networks of one architecture into one.
 
     Training data is not needed. Every parent is proved unchanged by its alignment before anything is averaged.
+    Checkpoints may be .safetensors, .pt, .pth, .bin, .ckpt, an .index.json, or a folder with one of them.
     """
     from weldnet.cli._config import resolve
 

@@ -13,6 +13,7 @@ def inspect(
     """Show the structure of a model: spaces, places, what is frozen and why.
 
     With a checkpoint, its weights are put into the model first, so that one sees whether they fit.
+    Checkpoints may be .safetensors, .pt, .pth, .bin, .ckpt, an .index.json, or a folder with one of them.
     """
     from weldnet.cli._early import require_files
 

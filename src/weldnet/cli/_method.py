@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from weldnet.cli._early import check_method, close
 from weldnet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -13,23 +14,38 @@ if TYPE_CHECKING:
 
 __all__ = ["check_device", "choose_method"]
 
-_KINDS = {"int": (int, "a whole number"), "float": ((int, float), "a number"), "str": (str, "a word")}
+_KINDS = {int: ((int,), "a whole number"), float: ((int, float), "a number"), str: ((str,), "a word")}
 
 
 def choose_method(name: str, options: Mapping[str, Any]) -> AlignmentMethod:
     """Return the method of that name with its options.
 
     Raises:
-        UsageError: an unknown name or option, or a value of the wrong type or out of range.
+        UsageError: an unknown name or option, or a value of the wrong type or out of range; what is allowed is said.
     """
     from weldnet.alignment import METHODS, make_method
 
-    fields = dataclasses.fields(METHODS[name]) if name in METHODS else ()  # pyright: ignore[reportArgumentType]
-    for field in fields:
-        kind, words = _KINDS.get(str(field.type), (object, ""))
-        if field.name in options and not isinstance(options[field.name], kind):
-            raise UsageError(f"{name}: option {field.name!r} is {options[field.name]!r}; give {words}")
+    check_method(name)
+    kind = METHODS[name]
+    names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
+    hints = get_type_hints(kind)
+    for option, value in options.items():
+        if option not in names:
+            has = ", ".join(names) or "none"
+            raise UsageError(f"{name} has no option {option!r}{close(option, names)}; its options: {has}")
+        _check_option(f"{name}: option {option!r}", value, hints[option])
     return make_method(name, **options)
+
+
+def _check_option(what: str, value: Any, hint: Any) -> None:
+    if get_origin(hint) is Literal:
+        allowed = [str(word) for word in get_args(hint)]
+        if value not in allowed:
+            raise UsageError(f"{what} is {value!r}{close(str(value), allowed)}; give {' or '.join(allowed)}")
+        return
+    kinds, words = _KINDS.get(hint, ((object,), ""))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and hint in _KINDS):
+        raise UsageError(f"{what} is {value!r}; give {words}")
 
 
 def check_device(device: str | None) -> None:

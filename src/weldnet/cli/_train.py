@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,15 +76,53 @@ def _train(
     from weldnet.checkpoints import provenance, save
     from weldnet.cli._data import load_split
     from weldnet.cli._model import build_model
+    from weldnet.errors import TrainingError
     from weldnet.evaluation import evaluate
     from weldnet.training import train
 
     network = build_model(model, seed=recipe.seed)
     images, test = load_split(data, "train"), load_split(data, "test")
     state = output.with_name(f"{output.name}.state")
-    result = train(network, images, recipe, device=device, state_path=state, resume=resume, progress=interactive())
+    if resume and not state.exists():
+        say(f"there is no {state} to go on from; starting afresh", kind="note")
+    try:
+        with _epochs_as_lines():
+            result = train(
+                network, images, recipe, device=device, state_path=state, resume=resume, progress=interactive()
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*_way_on(state)) from None
+    except TrainingError as error:
+        raise TrainingError(str(error).replace("or resume=False to", "or leave --resume out to")) from error
     score = asdict(evaluate(result.model, test, device=device))
     config = {"model": model, "data": data, "recipe": asdict(recipe), "test": score}
     save(result.model.state_dict(), output, metadata=provenance([], config, recipe.seed))
     state.unlink(missing_ok=True)
     return result, score
+
+
+def _way_on(state: Path) -> list[str]:
+    """Say how to go on after an interrupt, if an epoch was finished before."""
+    return [f"go on with --resume, the state is in {state}"] if state.exists() else []
+
+
+class _Lines(logging.Handler):
+    """Says one line for each epoch that the training logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(record.args, tuple) and len(record.args) == 3:
+            number, epochs, epoch = record.args
+            say(f"epoch {number}/{epochs}  loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.2%}")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextlib.contextmanager
+def _epochs_as_lines() -> Iterator[None]:
+    log, lines = logging.getLogger("weldnet.training._run"), _Lines(logging.INFO)
+    level = log.level
+    log.addHandler(lines)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(lines)
+        log.setLevel(level)
