@@ -60,6 +60,9 @@ def needs_size(size):
 def text():
     return "not a network"
 
+def count():
+    return 3
+
 def leaves():
     raise SystemExit(3)
 
@@ -464,6 +467,7 @@ def test_an_interrupt_leaves_nothing(refused, where, monkeypatch):
         ("models:leaves", 1, ["SystemExit"]),
         ("models:needs_size", 1, ["TypeError", "size", "without arguments"]),
         ("models:text", 1, ["a str", "torch.nn.Module"]),
+        ("models:count", 1, ["an int", "torch.nn.Module"]),
         ("models:number", 2, ["'number'", "int"]),
         ("models:plian", 2, ["'plian'", "'plain'"]),
         ("models:Base.missing", 2, ["'Base.missing'"]),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from weldnet.cli._early import a_type
 from weldnet.errors import ConfigError, UsageError
 
 __all__ = ["FuseConfig", "resolve"]
@@ -86,7 +87,7 @@ def _read(file: Path) -> dict[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"config {str(file)!r} holds a {type(loaded).__name__}; write 'key: value' lines")
+        raise ConfigError(f"config {str(file)!r} holds {a_type(loaded)}; write 'key: value' lines")
     return {str(key).replace("-", "_"): value for key, value in loaded.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from weldnet.cli._common import say, stray_prints_to_stderr
-from weldnet.cli._early import check_data, is_factory
+from weldnet.cli._early import a_type, check_data, is_factory
 from weldnet.errors import DataError, UsageError, WeldnetError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _call(source: str, split: str) -> Any:
                 f"{tuple(labels.shape)} {labels.dtype}; give one integer label for each input"
             )
         return TensorDataset(inputs, labels)
-    raise DataError(f"the data factory {source!r} returned a {type(found).__name__}; {_RETURNS}")
+    raise DataError(f"the data factory {source!r} returned {a_type(found)}; {_RETURNS}")
 
 
 def _batches(labelled: Any, source: str) -> Any:
@@ -125,7 +125,7 @@ def _batches(labelled: Any, source: str) -> Any:
     for batch in DataLoader(labelled, batch_size=256) if isinstance(labelled, Dataset) else labelled:
         pair = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
         if not pair:
-            raise DataError(f"{source}: a batch is a {type(batch).__name__}; give (inputs, labels) pairs of tensors")
+            raise DataError(f"{source}: a batch is {a_type(batch)}; give (inputs, labels) pairs of tensors")
         yield tuple(batch)
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "REPAIR_NAMES",
     "REPORT_SUFFIXES",
     "WRITTEN_SUFFIXES",
+    "a_type",
     "check_data",
     "check_method",
     "check_weights",
@@ -42,6 +43,16 @@ def close(word: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(word, list(known), 3)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+
+
+def a_type(value: object) -> str:
+    """Name the type of a value with its article.
+
+    >>> a_type(3), a_type("x")
+    ('an int', 'a str')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def check_method(name: str) -> None:

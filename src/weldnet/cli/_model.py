@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from weldnet.cli._common import parse_scalar, stray_prints_to_stderr
-from weldnet.cli._early import close
+from weldnet.cli._early import a_type, close
 from weldnet.errors import ModelError, UsageError, WeldnetError
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def build_model(spec: str, *, seed: int = 0) -> nn.Module:
         except (Exception, SystemExit) as error:
             raise ModelError(
                 f"the factory {spec!r} raised {type(error).__name__}: {error}; "
-                "it must return a network when it is called without arguments"
+                f"it must return a network when it is called {'with these options' if options else 'without arguments'}"
             ) from error
     if not isinstance(model, nn.Module):
-        raise ModelError(f"the factory {spec!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
+        raise ModelError(f"the factory {spec!r} returned {a_type(model)}; it must return a torch.nn.Module")
     return _unwrapped(model)
 
 
