@@ -586,7 +586,9 @@ def test_an_interrupt_in_the_middle_leaves_nothing(tmp_path, number):
         "--report",
         "r.md",
     ]
-    script = f"import sys; from weldnet.cli import main; sys.exit(main({arguments!r}))"
+    # A background job inherits an ignored SIGINT; the child must not.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{heed}; import sys; from weldnet.cli import main; sys.exit(main({arguments!r}))"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
