@@ -31,7 +31,8 @@ class Gamf:
     replaces the space's couplings by Sinkhorn's plan at temperature tau, and tau falls from ``tau`` by ``gamma`` to
     ``tau_min``. Then Hungarian sweeps in alternating direction, until nothing moves: the result is never soft.
     Networks are taken in the order of their norm, so that neither their order nor the numbering of their units matters.
-    Spaces that others are nested in (groups, heads) are assigned exactly, and hard, throughout.
+    Spaces that others are nested in (groups, heads) are assigned exactly, and hard, throughout; there the start is the
+    identity, so that the numbering of units does matter.
 
     Args:
         sigma: width of the Gaussian kernel in units of each tensor's mean square; ``inf`` is the inner product.
