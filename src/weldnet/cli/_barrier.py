@@ -57,6 +57,7 @@ def barrier(
     require_files([first, second])
     check_method(method)
     check_data(data)
+    from weldnet.alignment import describe
     from weldnet.cli._data import load_labelled
     from weldnet.cli._method import check_device, choose_method
     from weldnet.cli._model import build_model
@@ -84,7 +85,7 @@ def barrier(
         return
     show(_table(before, after, f"{' to '.join(networks)} on {data}, {split} split"))
     emit(f"barrier before alignment  {before.height:.4f}")
-    emit(f"barrier after alignment   {after.height:.4f}  ({chosen!r})")
+    emit(f"barrier after alignment   {after.height:.4f}  ({describe(chosen)})")
 
 
 @dataclass(frozen=True)
