@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weldnet._arrays import find_device
 from weldnet.alignment._method import Alignment, AlignmentMethod, Problem
 from weldnet.alignment._registry import METHODS, describe, make_method
 from weldnet.alignment._transport import transport
@@ -27,7 +28,6 @@ __all__ = [
     "WeightMatching",
     "align",
     "describe",
-    "find_device",
     "make_method",
     "named_states",
     "transport",
@@ -91,21 +91,6 @@ def named_states(networks: Networks) -> dict[str, Mapping[str, Tensor]]:
         state = network.state_dict() if isinstance(network, nn.Module) else network
         states[name] = {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
     return states
-
-
-def find_device(device: str | torch.device | None) -> torch.device | None:
-    """Read a device and try it; None stays None.
-
-    Raises:
-        UsageError: there is no such device here.
-    """
-    if device is None:
-        return None
-    try:
-        return torch.empty(0, device=torch.device(device)).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"device {str(device)!r} cannot be used ({reason}); give cpu or a GPU") from error
 
 
 def _letters(count: int) -> list[str]:

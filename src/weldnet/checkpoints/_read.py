@@ -10,10 +10,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from weldnet._arrays import find_device
 from weldnet.checkpoints._paths import SAFETENSORS_SUFFIX, locate
 from weldnet.checkpoints._text import listing, plural, quote, reason
 from weldnet.checkpoints._unpickle import read_torch
-from weldnet.errors import CheckpointError, UsageError
+from weldnet.errors import CheckpointError
 
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _CHUNK = 1 << 20
@@ -40,7 +41,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         CheckpointError: the file is missing, damaged, would run code, or is no state dict.
         UsageError: there is no such device.
     """
-    target = _check_device(device)
+    target = find_device(device) or torch.device("cpu")
     source = locate(path)
     state: dict[str, Tensor] = {}
     for shard, keys in source.shards.items():
@@ -93,15 +94,6 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         except OSError as error:
             raise CheckpointError(f"{quote(shard)}: cannot be read: {reason(error)}") from error
     return digest.hexdigest()
-
-
-def _check_device(device: str | torch.device) -> torch.device:
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        raise UsageError(f"device {str(device)!r} cannot be used here: {reason(error)}") from error
-    return target
 
 
 def _read_file(file: Path, device: torch.device) -> dict[str, Tensor]:

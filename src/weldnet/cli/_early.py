@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
+from weldnet._shares import check_weights
 from weldnet.errors import CheckpointError, UsageError
 
 __all__ = [
@@ -60,20 +60,6 @@ def check_method(name: str) -> None:
     if name not in METHOD_NAMES:
         known = ", ".join(METHOD_NAMES)
         raise UsageError(f"unknown method {name!r}{close(name, METHOD_NAMES)}; weldnet has {known}")
-
-
-def check_weights(weights: Sequence[float], count: int) -> None:
-    """Raise UsageError unless there is one finite weight of 0 or more for each network, and they sum to 1."""
-    if len(weights) != count:
-        raise UsageError(f"{len(weights)} weights for {count} networks; give one weight for each network")
-    for weight in weights:
-        if not math.isfinite(weight) or weight < 0:
-            raise UsageError(f"weight {weight} is not a finite number of 0 or more; give shares such as 0.5")
-    total = math.fsum(weights)
-    if abs(total - 1) > 1e-6:
-        shares = [weight / total for weight in weights] if total else [1 / count] * count
-        meant = ",".join(f"{share:.4g}" for share in shares)
-        raise UsageError(f"the weights sum to {total:.6g}, not to 1; did you mean {meant}?")
 
 
 def require_files(files: Iterable[Path]) -> None:

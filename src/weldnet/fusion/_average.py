@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from weldnet._shares import check_weights
 from weldnet.errors import FusionError, UsageError
 
 __all__ = ["average", "normalise_weights"]
@@ -57,15 +58,8 @@ def normalise_weights(weights: Sequence[float] | None, count: int) -> list[float
         raise UsageError("there is no network to average; give two or more")
     if weights is None:
         return [1 / count] * count
-    if len(weights) != count:
-        raise UsageError(f"{len(weights)} weights for {count} networks; give one weight for each network")
-    for weight in weights:
-        if not math.isfinite(weight) or weight < 0:
-            raise UsageError(f"weight {weight} is not a finite number of 0 or more; give shares such as 0.5")
+    check_weights(weights, count)
     total = math.fsum(weights)
-    if abs(total - 1) > 1e-6:
-        shares = ",".join(f"{w / total:.4g}" for w in weights) if total else ",".join([f"{1 / count:.4g}"] * count)
-        raise UsageError(f"the weights sum to {total:.6g}, not to 1; did you mean {shares}?")
     return [w / total for w in weights]
 
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from weldnet._arrays import find_device
 from weldnet.alignment import (
     Alignment,
     AlignmentMethod,
     Problem,
     describe,
-    find_device,
     make_method,
     named_states,
     transport,
