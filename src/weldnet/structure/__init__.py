@@ -1,22 +1,44 @@
 """Structure: what can be renumbered in a model, found from one forward pass, as data."""
 
 from weldnet.structure._capture import capture
-from weldnet.structure._check import Check, Referee, check, random_renumbering
-from weldnet.structure._move import carried_rows, renumber, unit_rows
+from weldnet.structure._carry import Maps, block_space, carried, carried_rows, partners
+from weldnet.structure._check import Check, check, random_renumbering
+from weldnet.structure._draw import draw_dot, layer_order
+from weldnet.structure._move import renumber, unit_rows
+from weldnet.structure._outputs import output_tensors
+from weldnet.structure._power import Power, power
+from weldnet.structure._referee import Referee
+from weldnet.structure._routes import ROUTES
+from weldnet.structure._same import same_group
 from weldnet.structure._spec import Frozen, Layout, Place, Space, Structure
+from weldnet.structure._svg import draw_svg
+from weldnet.structure._tree import tree
 
 __all__ = [
+    "ROUTES",
     "Check",
     "Frozen",
     "Layout",
+    "Maps",
     "Place",
+    "Power",
     "Referee",
     "Space",
     "Structure",
+    "block_space",
     "capture",
+    "carried",
     "carried_rows",
     "check",
+    "draw_dot",
+    "draw_svg",
+    "layer_order",
+    "output_tensors",
+    "partners",
+    "power",
     "random_renumbering",
     "renumber",
+    "same_group",
+    "tree",
     "unit_rows",
 ]

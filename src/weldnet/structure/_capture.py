@@ -11,37 +11,52 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from weldnet._modules import bare, forget_cached
 from weldnet.errors import CaptureError
 from weldnet.structure._forest import NO_FREEDOM, Forest, read_forest
+from weldnet.structure._meta import has_weights
+from weldnet.structure._outputs import output_tensors
+from weldnet.structure._roles import OUTPUT, Roles
+from weldnet.structure._routes import record
 from weldnet.structure._spec import Frozen, Indices, Layout, Place, Space, Structure
-from weldnet.structure._trace import Trace, call, named_tensors, output_tensors, trace
-from weldnet.structure._units import Factor, Value
+from weldnet.structure._trace import Ref, Trace, call, named_tensors
+from weldnet.structure._units import Factor, Units, Value
 from weldnet.structure.rules import apply
 from weldnet.structure.rules._context import Context
 
 __all__ = ["capture"]
 
-OUTPUT = "network output"
 UNUSED = "not used by the forward pass"
+INTEGERS = "integers of the model, which count as constants"
 
 
-def capture(model: nn.Module, example_input: Any) -> Structure:
+def capture(
+    model: nn.Module, example_input: Any, outputs: str | Sequence[str] | None = None, *, route: str = "auto"
+) -> Structure:
     """Find out what can be renumbered in a model, from one forward pass.
 
     The pass is run on a copy in eval mode; every ATen operation then pushes unit numbers from its inputs to its
     outputs. What an operation without a rule touches is frozen and named, so that the result is always sound.
 
     Args:
-        model: any module; not changed.
+        model: any module; not changed. Its parameters may be on the meta device, with shapes and no values.
         example_input: what the model takes: a tensor, a tuple of arguments or a dict of keyword arguments. Values do
             not matter, shapes and dtypes do.
+        outputs: key paths of what counts as output in what the forward pass returns, such as ``"logits"``, ``"1"`` or
+            ``"1.hidden"``; a path selects everything below it. If None: everything, except in outputs of the
+            transformers library: there logits and loss count if there are any, else every field but the caches; and
+            fields that have weights of their own.
+        route: how the operations are found. ``"dispatch"`` records a forward pass; ``"export"`` takes the graph of
+            ``torch.export``, which is slower; ``"auto"`` is the former and, for a model on the meta device where that
+            fails, the latter.
 
     Returns:
         The structure: spaces, places, frozen axes with reasons.
 
     Raises:
+        UsageError: there is no such route.
         ModelError: the model fails on this input.
-        CaptureError: the forward pass cannot be traced, or there is nothing in it.
+        CaptureError: the forward pass cannot be traced, there is nothing in it, or it has no such output.
 
     Example:
         >>> import torch, weldnet
@@ -49,30 +64,36 @@ def capture(model: nn.Module, example_input: Any) -> Structure:
         >>> weldnet.capture(net, torch.zeros(1, 4)).spaces
         (Space(name='0', size=8, parent=None, block=0),)
     """
-    traced = trace(model, example_input)
+    model = bare(model)
+    traced = record(model, example_input, outputs, route)
     if not traced.tensors:
         raise CaptureError(
             f"{type(model).__name__} has no parameters: there is nothing to align; give a trained network"
         )
     context = Context({name: ref.shape for name, ref in traced.tensors.items()})
-    leaves = {name: _leaf(context, name, shape) for name, shape in context.shapes.items()}
+    leaves = {name: _leaf(context, name, ref) for name, ref in traced.tensors.items()}
     for name, ref in traced.tensors.items():
         context.values[ref.number] = leaves[name]
     _inputs(context, traced)
+    context.known = traced.known
     context.used = frozenset(ref.number for op in traced.operations for ref in op.inputs)
     context.used |= frozenset(ref.number for ref in traced.outputs)
+    roles = Roles(context, traced)
     for operation in traced.operations:
         apply(context, operation)
+        roles.note(operation)
     for ref in traced.outputs:
         for factor in context.value(ref).factors:
             context.units.pin(factor.units, OUTPUT)
     unused = _unused(traced)
-    _refuse_hidden_use(model, example_input, traced, unused)
+    if has_weights(model):  # where there are no values, none can leave torch
+        _refuse_hidden_use(model, example_input, traced, unused, route)
     for name in unused:
         for factor in leaves[name].factors:
             context.units.pin(factor.units, UNUSED)
     _settle_opened(context)
-    return _structure(context, leaves, read_forest(context.units), traced)
+    _pin_untouched(context.units)
+    return _structure(context, leaves, read_forest(context.units), roles, traced)
 
 
 def _unused(traced: Trace) -> list[str]:
@@ -80,7 +101,7 @@ def _unused(traced: Trace) -> list[str]:
     return [name for name, ref in traced.tensors.items() if ref.number not in used]
 
 
-def _refuse_hidden_use(model: nn.Module, example_input: Any, traced: Trace, unused: list[str]) -> None:
+def _refuse_hidden_use(model: nn.Module, example_input: Any, traced: Trace, unused: list[str], route: str) -> None:
     """Nothing may reach the output past the operations: else the forward pass leaves torch on its way.
 
     That shows in two ways: a tensor that no operation uses changes the output, or a constant depends on parameters.
@@ -91,16 +112,28 @@ def _refuse_hidden_use(model: nn.Module, example_input: Any, traced: Trace, unus
     before: list[Tensor] | None = None
     for name in unused:
         if name in floats:
-            before = before or output_tensors(call(twin, None, example_input))
-            after = output_tensors(call(twin, {**state, name: floats[name] * 1.5 + 0.1}, example_input))
+            before = before or output_tensors(call(twin, None, example_input), traced.selected)
+            changed = {**state, name: floats[name] * 1.5 + 0.1}
+            forget_cached(twin)
+            after = output_tensors(call(twin, changed, example_input), traced.selected)
             if not _equal(before, after):
                 raise CaptureError(_leaves_torch(model, f"{name!r} changes the output but reaches no torch operation"))
-    if any(t.is_floating_point() for t in traced.constants):
+    if traced.constants:
+        forget_cached(twin)
         with torch.no_grad():
             for tensor in floats.values():
-                tensor.mul_(1.5).add_(0.1)
-        if not _equal(traced.constants, trace(twin, example_input).constants):
+                tensor.copy_(tensor.flatten().flip(0).reshape(tensor.shape) * 1.5 + 0.1)
+        if not _equal(traced.constants, record(twin, example_input, traced.selected, route).constants):
             raise CaptureError(_leaves_torch(model, "a tensor is computed from its parameters outside of torch"))
+
+
+def _pin_untouched(units: Units) -> None:
+    """Units that nothing has tied are never read on this input, as the rows of a table for longer sequences."""
+    roots = units.root
+    touched = np.bincount(roots, minlength=len(roots)) > 1
+    for members in (*(r.source for r in units.relations), *(r.target for r in units.relations)):
+        touched[roots[members]] = True
+    units.pin(np.flatnonzero(~touched[roots]), UNUSED)
 
 
 def _leaves_torch(model: nn.Module, what: str) -> str:
@@ -113,15 +146,21 @@ def _leaves_torch(model: nn.Module, what: str) -> str:
 def _equal(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
     """Equal up to rounding: the same function need not give the same bits twice."""
     return len(before) == len(after) and all(
-        a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-6, equal_nan=True)
+        a.shape == b.shape and torch.allclose(_dense(a), _dense(b), rtol=1e-5, atol=1e-6, equal_nan=True)
         for a, b in zip(before, after, strict=True)
     )
 
 
-def _leaf(context: Context, name: str, shape: tuple[int, ...]) -> Value:
-    axes = [axis for axis, size in enumerate(shape) if size > 1]
-    factors = tuple(Factor((axis,), context.units.fresh(shape[axis])) for axis in axes)
-    return Value(shape, factors, tensor=name)
+def _dense(tensor: Tensor) -> Tensor:
+    return (tensor if tensor.layout == torch.strided else tensor.to_dense()).double()
+
+
+def _leaf(context: Context, name: str, ref: Ref) -> Value:
+    if not (ref.dtype.is_floating_point or ref.dtype.is_complex):
+        return Value(ref.shape, why=INTEGERS)
+    axes = [axis for axis, size in enumerate(ref.shape) if size > 1]
+    factors = tuple(Factor((axis,), context.units.fresh(ref.shape[axis])) for axis in axes)
+    return Value(ref.shape, factors, leaf=(name, tuple(range(len(ref.shape)))))
 
 
 def _inputs(context: Context, traced: Trace) -> None:
@@ -134,39 +173,44 @@ def _inputs(context: Context, traced: Trace) -> None:
 
 
 def _settle_opened(context: Context) -> None:
-    """An axis that depends on the group must not be used in any other way."""
+    """An axis that depends on another one must not be used in any other way."""
+    if not context.opened:
+        return
     units = context.units
-    for name, opened in context.opened.items():
-        plain = opened.replaces
-        related = np.concatenate([np.r_[r.source, r.target] for r in units.relations] or [np.empty(0, np.int64)])
-        pinned = np.concatenate([p for p, _ in units.pins] or [np.empty(0, np.int64)])
-        touched = units.root[np.r_[related, pinned]]
-        partners = np.isin(np.setdiff1d(np.arange(len(units.root)), plain), plain)
-        united = np.isin(units.root[plain], np.delete(units.root, plain)).any() or partners.any()
-        if united or np.isin(units.root[plain], touched).any():
-            for known in (opened.factor.units, plain):
+    roots = units.root
+    members = np.bincount(roots, minlength=len(roots))
+    touched = np.zeros(len(roots), bool)
+    for tied in (
+        *(r.source for r in units.relations),
+        *(r.target for r in units.relations),
+        *(p for p, _ in units.pins),
+    ):
+        touched[roots[tied]] = True
+    for (name, _), opened in context.opened.items():
+        plain = roots[opened.replaces]
+        if touched[plain].any() or (members[plain] > 1).any():
+            for known in (opened.factor.units, opened.replaces):
                 units.pin(known, f"{name} is used both in groups and as a whole")
 
 
 # -- from the forest to places -----------------------------------------------------------------------
 
 
-def _structure(context: Context, leaves: dict[str, Value], forest: Forest, traced: Trace) -> Structure:
+def _structure(context: Context, leaves: dict[str, Value], forest: Forest, roles: Roles, traced: Trace) -> Structure:
     found: list[tuple[str, int, tuple[int, ...], Layout, tuple[int, ...] | None]] = []
     frozen: list[Frozen] = []
     for name, leaf in leaves.items():
-        opened = context.opened.get(name)
         for factor in leaf.factors:
-            if opened is not None and factor.axes == (1,):
+            axis, view = factor.axes[0], None
+            opened = context.opened.get((name, axis))
+            if opened is not None:
                 factor, view = opened.factor, opened.view
-            else:
-                view = None
             for bundle, positions in _positions(forest, factor):
                 found.append((name, bundle, factor.axes, Layout.of(positions), view))
-            frozen += _frozen(context, forest, name, factor, axis=1 if view else factor.axes[-1])
+            frozen += _frozen(context, forest, roles, name, factor, axis)
     names, spaces = _spaces(forest, [(name, bundle) for name, bundle, *_ in found])
     places = tuple(Place(name, names[b], axes, layout, view) for name, b, axes, layout, view in found)
-    return Structure(spaces, places, tuple(frozen), context.shapes, traced.aliases, context.unknown)
+    return Structure(spaces, places, tuple(frozen), context.shapes, traced.aliases, context.unknown, traced.selected)
 
 
 def _positions(forest: Forest, factor: Factor) -> list[tuple[int, Indices]]:
@@ -185,10 +229,10 @@ def _positions(forest: Forest, factor: Factor) -> list[tuple[int, Indices]]:
     return result
 
 
-def _frozen(context: Context, forest: Forest, name: str, factor: Factor, axis: int) -> list[Frozen]:
-    units = context.units.root[factor.units.ravel()]
-    fixed = units[forest.bundle_of[units] < 0].tolist()
-    counts = Counter(forest.reasons.get(unit, NO_FREEDOM) for unit in fixed)
+def _frozen(context: Context, forest: Forest, roles: Roles, name: str, factor: Factor, axis: int) -> list[Frozen]:
+    units = context.units.find(factor.units.ravel())
+    fixed = units[forest.bundle_of[units] < 0]
+    counts = Counter(roles.refine(fixed, [forest.reasons.get(unit, NO_FREEDOM) for unit in fixed.tolist()]))
     return [Frozen(name, axis, count, reason) for reason, count in counts.items()]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weldnet.structure._units import Ints, Units
+from weldnet.structure._units import Ints, Units, distinct_rows
 
 __all__ = ["Bundle", "Forest", "read_forest"]
 
@@ -59,44 +59,43 @@ def read_forest(units: Units) -> Forest:
         for unit in np.unique(roots[members]).tolist():
             pinned.setdefault(unit, reason)
     relations = _relations(units)
+    colours = np.zeros(len(roots), np.int64)
     while True:
-        colours = _refine(units, relations, pinned)
+        colours = _refine(units, roots, relations, pinned, colours)
         reading = _read(roots, colours, relations)
         if isinstance(reading, list):
-            return _forest(units, colours, reading, _explain(units, relations, pinned, colours))
+            return _forest(roots, colours, reading, _explain(roots, relations, pinned, colours))
         if isinstance(reading, dict):
             for unit, reason in reading.items():
                 pinned.setdefault(unit, reason)
         else:
-            label = int(relations[0].max(initial=0)) + 1
-            row = np.stack([np.full(len(reading[0]), label), *reading])
-            relations = np.concatenate([relations, row], axis=1)
+            first = int(relations[0].max(initial=0)) + 1
+            rows = [np.stack([np.full(len(s), first + i), s, t]) for i, (s, t) in enumerate(reading)]
+            relations = np.concatenate([relations, *rows], axis=1)
 
 
 def _relations(units: Units) -> Ints:
     """All relations between roots as distinct rows (label, source, target)."""
     if not units.relations:
         return np.empty((3, 0), np.int64)
-    rows = [(r.label, units.root[r.source], units.root[r.target]) for r in units.relations]
-    triple = np.concatenate([np.stack(row) for row in rows], axis=1)
-    return np.unique(triple, axis=1)
+    columns = [np.concatenate(c) for c in zip(*((r.label, r.source, r.target) for r in units.relations), strict=True)]
+    return np.stack(distinct_rows(columns[0], units.find(columns[1]), units.find(columns[2])))
 
 
 # -- colour refinement -----------------------------------------------------------------------------
 
 
-def _refine(units: Units, relations: Ints, pinned: dict[int, str]) -> Ints:
-    """Return the coarsest equitable colouring: a class number for each unit (that of its root)."""
-    count = len(units.root)
-    weight = np.zeros(count, np.uint64)
-    np.add.at(weight, units.root, _mix(units.origin.astype(np.uint64)))
-    for unit in pinned:
-        weight[unit : unit + 1] += _mix(np.array([unit + (1 << 40)], np.uint64))
+def _refine(units: Units, roots: Ints, relations: Ints, pinned: dict[int, str], start: Ints) -> Ints:
+    """Return the coarsest equitable colouring that refines ``start``: a class number for each unit."""
+    weight = _mix(_mix(start.astype(np.uint64)))
+    np.add.at(weight, roots, _mix(units.origin.astype(np.uint64)))
+    fixed = np.fromiter(pinned, np.int64, len(pinned))
+    weight[fixed] += _mix((fixed + (1 << 40)).astype(np.uint64))
     label = relations[0].astype(np.uint64)
     s, t = relations[1], relations[2]
     # Mixed twice: labels and colours are both small numbers, and mixed once each they could cancel.
     out_label, in_label = _mix(_mix(label * np.uint64(2) + np.uint64(1))), _mix(_mix(label * np.uint64(2)))
-    alive = units.root == np.arange(count)
+    alive = roots == np.arange(len(roots))
     colours = _classes(weight, alive)
     while True:
         hashed = _mix(colours.astype(np.uint64) + np.uint64(7))
@@ -105,7 +104,7 @@ def _refine(units: Units, relations: Ints, pinned: dict[int, str]) -> Ints:
         np.add.at(following, t, _mix(in_label + hashed[s]))
         following = _classes(following, alive)
         if following.max(initial=0) == colours.max(initial=0):
-            return colours[units.root]
+            return colours[roots]
         colours = following
 
 
@@ -127,16 +126,17 @@ def _mix(values: np.ndarray) -> np.ndarray:
 # -- bundles and nesting ---------------------------------------------------------------------------
 
 
-#: The bundles; or the units that break the pattern, with the reason; or a relation that follows from others.
-Reading = list[Bundle] | dict[int, str] | tuple[Ints, Ints]
+#: The bundles; or the units that break the pattern, with the reason; or relations that follow from others.
+Reading = list[Bundle] | dict[int, str] | tuple[tuple[Ints, Ints], ...]
 
 
 def _read(roots: Ints, colours: Ints, relations: Ints) -> Reading:
     """Group classes that move alike into bundles, and bundles into a forest."""
     alive = np.flatnonzero(roots == np.arange(len(roots)))
     order = alive[np.argsort(colours[alive], kind="stable")]
-    starts = np.flatnonzero(np.r_[True, np.diff(colours[order]) != 0]) if order.size else np.empty(0, np.int64)
-    members = {int(colours[order[a]]): order[a:b] for a, b in zip(starts, [*starts[1:], len(order)], strict=True)}
+    edges = np.flatnonzero(np.r_[True, np.diff(colours[order]) != 0, True]) if order.size else np.zeros(1, np.int64)
+    several = np.flatnonzero(np.diff(edges) > 1)
+    members = {int(colours[order[edges[i]]]): order[edges[i] : edges[i + 1]] for i in several}
     maps = _class_maps(colours, members, relations)
 
     bundle_of: dict[int, int] = {}
@@ -147,7 +147,7 @@ def _read(roots: Ints, colours: Ints, relations: Ints) -> Reading:
             neighbours.setdefault(source, []).append((target, image, True))
             neighbours.setdefault(target, []).append((source, image, False))
     bundles: list[list[int]] = []
-    for start in sorted((c for c, m in members.items() if len(m) > 1), key=lambda c: int(members[c][0])):
+    for start in sorted(members, key=lambda c: int(members[c][0])):
         if start in bundle_of:
             continue
         aligned[start], bundle_of[start] = members[start], len(bundles)
@@ -209,23 +209,27 @@ def _nest(
     maps: Sequence[tuple[int, int, Ints]],
 ) -> Reading:
     """Find each bundle's parent, and bring its units into blocks."""
-    place = {int(u): i for c in aligned for i, u in enumerate(aligned[c])}
+    place = np.empty(1 + max((int(m.max()) for m in members.values()), default=0), np.int64)
+    for units in aligned.values():
+        place[units] = np.arange(len(units))
     above: dict[int, list[tuple[int, Ints]]] = {}
     for source, target, image in maps:
-        units = members[source].tolist()
+        units = members[source]
         if image.size != len(units):
-            return dict.fromkeys(units + members[target].tolist(), IRREGULAR)
-        if source == target and not np.array_equal(image, members[source]):
-            return dict.fromkeys(units, IRREGULAR)
+            return dict.fromkeys(units.tolist() + members[target].tolist(), IRREGULAR)
+        if source == target and not np.array_equal(image, units):
+            return dict.fromkeys(units.tolist(), IRREGULAR)
         if len(members[source]) == len(members[target]):
             continue
         child, parent = bundle_of[source], bundle_of[target]
         onto = np.empty(len(units), np.int64)
-        onto[[place[u] for u in units]] = [place[int(v)] for v in image]
+        onto[place[units]] = place[image]
         known = above.setdefault(child, [])
         if not any(p == parent and np.array_equal(onto, m) for p, m in known):
             known.append((parent, onto))
     parents: dict[int, tuple[int, Ints]] = {}
+    implied: list[tuple[Ints, Ints]] = []
+    tangled: list[int] = []
     for child, found in above.items():
         nearest = max(found, key=lambda entry: int(entry[1].max()))
         for other, onto in found:
@@ -235,9 +239,14 @@ def _nest(
                 continue
             between = _factor_through(nearest[1], onto)
             if other == nearest[0] or between is None:
-                return dict.fromkeys(np.concatenate([aligned[c] for c in bundles[child]]).tolist(), TWO_PARENTS)
-            return aligned[bundles[nearest[0]][0]], aligned[bundles[other][0]][between]
+                tangled.append(child)
+            else:
+                implied.append((aligned[bundles[nearest[0]][0]], aligned[bundles[other][0]][between]))
         parents[child] = nearest
+    if implied:
+        return tuple(implied)
+    if tangled:
+        return dict.fromkeys(np.concatenate([aligned[c] for c in bundles[tangled[0]]]).tolist(), TWO_PARENTS)
     return _in_order(bundles, aligned, parents)
 
 
@@ -280,30 +289,31 @@ def _in_order(bundles: list[list[int]], aligned: dict[int, Ints], parents: dict[
 # -- results ---------------------------------------------------------------------------------------
 
 
-def _forest(units: Units, colours: Ints, bundles: list[Bundle], reasons: dict[int, str]) -> Forest:
-    bundle_of = np.full(len(units.root), -1)
-    index_of = np.full(len(units.root), -1)
+def _forest(roots: Ints, colours: Ints, bundles: list[Bundle], reasons: dict[int, str]) -> Forest:
+    bundle_of = np.full(len(roots), -1)
+    index_of = np.full(len(roots), -1)
     for number, bundle in enumerate(bundles):
         for members in bundle.classes.values():
             bundle_of[members] = number
             index_of[members] = np.arange(bundle.size)
-    return Forest(tuple(bundles), bundle_of[units.root], index_of[units.root], colours, reasons)
+    return Forest(tuple(bundles), bundle_of[roots], index_of[roots], colours, reasons)
 
 
-def _explain(units: Units, relations: Ints, pinned: dict[int, str], colours: Ints) -> dict[int, str]:
+def _explain(roots: Ints, relations: Ints, pinned: dict[int, str], colours: Ints) -> dict[int, str]:
     """Give every unit that is alone in its class the reason of the nearest pinned unit."""
-    sizes = np.bincount(colours[units.root == np.arange(len(units.root))], minlength=int(colours.max(initial=0)) + 1)
-    reasons = dict(pinned)
-    alone = set(np.flatnonzero((units.root == np.arange(len(units.root))) & (sizes[colours] == 1)).tolist())
-    edges = [
-        (a, b) for a, b in zip(relations[1].tolist(), relations[2].tolist(), strict=True) if a in alone and b in alone
-    ]
-    changed = True
-    while changed:
-        changed = False
-        for a, b in edges:
-            for here, there in ((a, b), (b, a)):
-                if here not in reasons and there in reasons:
-                    reasons[here] = reasons[there]
-                    changed = True
-    return reasons
+    texts = list(dict.fromkeys(pinned.values()))
+    number = {text: i for i, text in enumerate(texts)}
+    known = np.full(len(roots), -1)
+    known[np.fromiter(pinned, np.int64, len(pinned))] = [number[text] for text in pinned.values()]
+    alive = roots == np.arange(len(roots))
+    sizes = np.bincount(colours[alive], minlength=int(colours.max(initial=0)) + 1)
+    alone = alive & (sizes[colours] == 1)
+    a, b = relations[1:, alone[relations[1]] & alone[relations[2]]]
+    while True:
+        told, untold = known[a] >= 0, known[b] >= 0
+        forward, backward = told & ~untold, untold & ~told
+        if not (forward | backward).any():
+            break
+        known[b[forward]] = known[a[forward]]
+        known[a[backward]] = known[b[backward]]
+    return {int(unit): texts[known[unit]] for unit in np.flatnonzero(known >= 0)}

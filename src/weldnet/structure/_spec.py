@@ -60,12 +60,13 @@ class Layout:
 
     def __str__(self) -> str:
         if self.table is not None:
-            return f"table of {len(self.table)} x {len(self.table[0])}"
-        parts = [f"offset {self.offset}"] if self.offset else []
+            return f"irregular, {len(self.table)} units of {len(self.table[0])} positions"
+        parts = [f"from position {self.offset}"] if self.offset else []
         if self.copies > 1:
-            parts.append(f"{self.copies} positions a unit")
+            apart = f" {self.step} apart" if self.step != 1 else ""
+            parts.append(f"{self.copies} positions a unit{apart}")
         if self.stride != self.copies * self.step and self.stride != 1:
-            parts.append(f"stride {self.stride}")
+            parts.append(f"units {self.stride} apart")
         return ", ".join(parts)
 
 
@@ -136,6 +137,7 @@ class Structure:
         shapes: shape of every tensor of the state dict.
         aliases: state dict keys that share their tensor with another key (tied parameters).
         unknown: operations without a rule that froze what reached them, with how often they occurred.
+        outputs: key paths of the outputs that count; none of them if nothing was left out.
     """
 
     spaces: tuple[Space, ...]
@@ -144,6 +146,7 @@ class Structure:
     shapes: Mapping[str, tuple[int, ...]]
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     unknown: Mapping[str, int] = field(default_factory=dict[str, int])
+    outputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_spaces(self.spaces)
@@ -214,13 +217,22 @@ class Structure:
 
     @property
     def free_share(self) -> float:
-        """The share of hidden axis positions that can be renumbered.
+        """The share of the hidden positions that can be renumbered, see :meth:`completeness`."""
+        return self.completeness()["free"]
 
-        Inputs, outputs and kernel positions do not count.
+    def completeness(self) -> dict[str, float]:
+        """Return the share of the hidden positions that is free (key ``"free"``), and by reason that of the rest.
+
+        A position is one index of one axis of one tensor. Those of inputs, outputs and kernels do not count: that they
+        keep their number belongs to the task. A hidden unit counts wherever it lies, also if it is fixed since it is
+        added to an input or returned beside the answer. The shares sum to 1; with no hidden position all is free.
         """
-        free = sum(self.positions(place).size for place in self.places)
-        fixed = sum(f.count for f in self.frozen if f.reason not in BOUNDARY_REASONS)
-        return free / (free + fixed) if free + fixed else 1.0
+        counts = Counter[str]({"free": sum(self.positions(place).size for place in self.places)})
+        for item in self.frozen:
+            if item.reason not in BOUNDARY_REASONS:
+                counts[item.reason] += item.count
+        whole = sum(counts.values())
+        return {reason: count / whole for reason, count in counts.most_common()} if whole else {"free": 1.0}
 
     # -- JSON -------------------------------------------------------------------------------------
 
@@ -238,6 +250,7 @@ class Structure:
             "shapes": {k: list(v) for k, v in self.shapes.items()},
             "aliases": dict(self.aliases),
             "unknown": dict(self.unknown),
+            "outputs": list(self.outputs),
         }
         return json.dumps(document, indent=1)
 
@@ -255,6 +268,7 @@ class Structure:
                 shapes={k: tuple(v) for k, v in raw["shapes"].items()},
                 aliases=raw["aliases"],
                 unknown=raw["unknown"],
+                outputs=tuple(raw.get("outputs", ())),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StructureError(f"not a weldnet structure: {error!r}; write it again with to_json()") from error
@@ -262,36 +276,9 @@ class Structure:
     # -- for people -------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        lines = [
-            f"{len(self.spaces)} spaces, {len(self.places)} places, "
-            f"{self.free_share:.1%} of the hidden positions free, "
-            f"10^{self.log10_renumberings:.1f} renumberings"
-        ]
-        for space in self.spaces:
-            inside = f" in {space.parent!r}, blocks of {space.block}" if space.parent else ""
-            lines.append(f"  space {space.name!r}: {space.size} units{inside}")
-            lines += [f"    {self._describe(place)}" for place in self.places_of(space.name)]
-        hidden = Counter[str]()
-        for item in self.frozen:
-            hidden[item.reason] += item.count
-        if hidden:
-            lines.append("  frozen:")
-            for reason, count in hidden.most_common():
-                where = [f"{f.tensor}[axis {f.axis}]" for f in self.frozen if f.reason == reason]
-                more = f" and {len(where) - 4} more" if len(where) > 4 else ""
-                lines.append(f"    {reason}: {count} positions, at {', '.join(where[:4])}{more}")
-        for op, count in self.unknown.items():
-            lines.append(f"  no rule for {op} ({count}x): what reaches it is frozen")
-        for alias, tensor in self.aliases.items():
-            lines.append(f"  tied: {alias} is {tensor}")
-        return "\n".join(lines)
+        from weldnet.structure._tree import plain, tree  # it draws what is defined here
 
-    def _describe(self, place: Place) -> str:
-        layout = str(place.layout)
-        view = f" seen as {list(place.view)}" if place.view else ""
-        axes = ",".join(str(a) for a in place.axes)
-        shape = "x".join(str(n) for n in self.shapes[place.tensor])
-        return f"{place.tensor} [{shape}]{view} axis {axes}{': ' + layout if layout else ''}"
+        return plain(tree(self))
 
     # -- self-check -------------------------------------------------------------------------------
 

@@ -9,13 +9,26 @@ tell copies of one unit apart, as the pixels of a channel after flattening.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Factor", "Relation", "Units", "Value", "broadcast", "combine", "join_factors", "move_data", "reduce"]
+__all__ = [
+    "Factor",
+    "Relation",
+    "Units",
+    "Value",
+    "broadcast",
+    "combine",
+    "distinct_rows",
+    "join_factors",
+    "move_data",
+    "reduce",
+]
 
 Ints = NDArray[np.int64]
 
@@ -50,7 +63,7 @@ class Value:
     shape: tuple[int, ...]
     factors: tuple[Factor, ...] = ()
     uniform: frozenset[int] = frozenset()
-    tensor: str | None = None  # the parameter that this is, unchanged
+    leaf: tuple[str, tuple[int, ...]] | None = None  # the parameter that this is, and which of its axes are these
     why: str = INPUT  # why its positional axes may not move
 
     def positional(self, axis: int) -> bool:
@@ -73,24 +86,56 @@ class Units:
     """All units of one model: union-find with birth records, relations, and pins."""
 
     def __init__(self) -> None:
-        self.root: Ints = np.empty(0, np.int64)
-        self.origin: Ints = np.empty(0, np.int64)
         self.relations: list[Relation] = []
         self.pins: list[tuple[Ints, str]] = []
+        self._count = 0
+        self._up: Ints = np.empty(1024, np.int64)  # towards the root; longer than there are units
+        self._origin: Ints = np.empty(1024, np.int64)
+        self._set_of: Ints = np.empty(1024, np.int64)  # by root: which events its members come from
+        self._fixed = np.zeros(1024, bool)  # by root: whether it is pinned
         self._births = 0
         self._labels = 0
         self._sets: list[frozenset[int]] = []
         self._set_ids: dict[frozenset[int], int] = {}
-        self._set_of: Ints = np.empty(0, np.int64)  # by root: which events its members come from
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def root(self) -> Ints:
+        """The root of every unit, shape (units,)."""
+        return self.find(np.arange(self._count))
+
+    @property
+    def origin(self) -> Ints:
+        """The event that gave birth to every unit, shape (units,)."""
+        return self._origin[: self._count]
+
+    def find(self, units: Ints) -> Ints:
+        """Return the roots of these units."""
+        found = self._up[units]
+        while True:
+            further = self._up[found]
+            if np.array_equal(further, found):
+                break
+            found = further
+        self._up[units] = found
+        return found
 
     def fresh(self, *shape: int) -> Ints:
         """Give birth to new units of one event."""
-        count = int(np.prod(shape, dtype=np.int64))
-        new = np.arange(len(self.root), len(self.root) + count)
-        self.root = np.concatenate([self.root, new])
-        self.origin = np.concatenate([self.origin, np.full(count, self._births)])
-        own = self._set_id(frozenset([self._births]))
-        self._set_of = np.concatenate([self._set_of, np.full(count, own)])
+        start = self._count
+        self._count += int(np.prod(shape, dtype=np.int64))
+        if self._count > len(self._up):
+            more = 2 * self._count - len(self._up)
+            self._up, self._origin, self._set_of = (
+                np.concatenate([old, np.empty(more, np.int64)]) for old in (self._up, self._origin, self._set_of)
+            )
+            self._fixed = np.concatenate([self._fixed, np.zeros(more, bool)])
+        new = np.arange(start, self._count)
+        self._up[new] = new
+        self._origin[new] = self._births
+        self._set_of[new] = self._set_id(frozenset([self._births]))
         self._births += 1
         return new.reshape(shape)
 
@@ -98,6 +143,7 @@ class Units:
         """Forbid these units to move."""
         if units.size:
             self.pins.append((units.ravel(), reason))
+            self._fixed[self.find(units)] = True
 
     def relate(self, source: Ints, target: Ints, *tags: Ints | None) -> None:
         """Relate units pair by pair; pairs with different tags get different labels.
@@ -105,47 +151,71 @@ class Units:
         So do pairs of different birth: should their units be united later, they still play different roles.
         """
         codes = np.zeros(source.size, np.int64)
-        for tag in (self.origin[source], self.origin[target], *tags):
-            if tag is not None:
+        for tag in (self._origin[source], self._origin[target], *tags):
+            if tag is not None and tag.size and (tag.ravel() != tag.flat[0]).any():
                 _, inverse = np.unique(tag.ravel(), return_inverse=True)
                 codes = codes * (int(inverse.max(initial=0)) + 1) + inverse.ravel()
-        _, codes = np.unique(codes, return_inverse=True)
-        triple = np.unique(np.stack([codes.ravel(), source.ravel(), target.ravel()]), axis=1)
-        self.relations.append(Relation(triple[1], triple[2], triple[0] + self._labels))
+        if codes.any():
+            _, codes = np.unique(codes, return_inverse=True)
+        codes, source, target = distinct_rows(codes.ravel(), source.ravel(), target.ravel())
+        self.relations.append(Relation(source, target, codes + self._labels))
         self._labels += int(codes.max(initial=0)) + 1
 
     def unite(self, a: Ints, b: Ints) -> bool:
         """Make units equal pair by pair, unless that would merge two units born together; say whether it did."""
-        pairs = np.unique(np.stack([self.root[a.ravel()], self.root[b.ravel()]]), axis=1)
-        left, right = pairs[:, pairs[0] != pairs[1]]
+        left, right = distinct_rows(self.find(a.ravel()), self.find(b.ravel()))
+        differ = left != right
+        left, right = left[differ], right[differ]
         if not left.size:
             return True
         both = np.concatenate([left, right])
         if len(np.unique(both)) != both.size:
             return False  # not one to one
-        sets = np.unique(np.stack([self._set_of[left], self._set_of[right]]), axis=1)
         merged: dict[tuple[int, int], int] = {}
-        for s, t in sets.T.tolist():
+        for s, t in np.stack(distinct_rows(self._set_of[left], self._set_of[right]), 1).tolist():
             if self._sets[s] & self._sets[t]:
                 return False
             merged[s, t] = self._set_id(self._sets[s] | self._sets[t])
         new_sets = np.array([merged[s, t] for s, t in zip(self._set_of[left], self._set_of[right], strict=True)])
         keep, gone = np.minimum(left, right), np.maximum(left, right)
         self._set_of[keep] = new_sets
-        step = np.arange(len(self.root))
-        step[gone] = keep
-        self.root = step[self.root]
+        self._fixed[keep] |= self._fixed[gone]
+        self._up[gone] = keep
         return True
+
+    def unrelated(self, a: Ints, b: Ints) -> bool:
+        """Whether no event gave birth to members of both sets of roots."""
+        ours, theirs = (
+            set[int]().union(*(self._sets[i] for i in set(self._set_of[roots].tolist()))) for roots in (a, b)
+        )
+        return not ours & theirs
+
+    def held(self, factor: Factor) -> bool:
+        """Whether all units of a factor are pinned: it then says no more than that its axes are positional."""
+        return bool(self._fixed[self.find(factor.units)].all())
 
     def distinct(self, factor: Factor) -> bool:
         """Whether every index of the factor is another unit, without tags."""
-        return factor.tags is None and len(np.unique(self.root[factor.units])) == factor.units.size
+        return factor.tags is None and len(np.unique(self.find(factor.units.ravel()))) == factor.units.size
 
     def _set_id(self, members: frozenset[int]) -> int:
         if members not in self._set_ids:
             self._set_ids[members] = len(self._sets)
             self._sets.append(members)
         return self._set_ids[members]
+
+
+def distinct_rows(*columns: Ints) -> tuple[Ints, ...]:
+    """Return the distinct rows of a table given by its columns, sorted by the first column, then the next."""
+    order = np.lexsort(columns[::-1])
+    rows = [column[order] for column in columns]
+    if not order.size:
+        return tuple(rows)
+    new = np.zeros(len(order) - 1, bool)
+    for row in rows:
+        new |= row[1:] != row[:-1]
+    keep = np.r_[True, new]
+    return tuple(row[keep] for row in rows)
 
 
 # -- the four moves that every rule is made of -----------------------------------------------------
@@ -168,11 +238,13 @@ def combine(units: Units, operands: Iterable[Value], shape: tuple[int, ...]) -> 
     aligned = [broadcast(v, shape) for v in operands]
     factors = join_factors(units, [f for v in aligned for f in v.factors])
     for value in aligned:
-        fixed = [a for a in range(len(shape)) if value.positional(a)]
+        positional = {a for a in range(len(shape)) if value.positional(a)}
         for factor in factors:
-            _meet_positions(units, factor, [a for a in fixed if a in factor.axes], value.why)
+            _meet_positions(units, factor, positional, value.why)
+    coarser = [f for v in aligned for f in v.factors]
+    simple = tuple(_simplified(units, factor, coarser) for factor in factors)
     uniform = frozenset(a for a in range(len(shape)) if shape[a] > 1 and all(a in v.uniform for v in aligned))
-    return Value(shape, factors, uniform, why=weakest(aligned))
+    return Value(shape, simple, uniform, why=weakest(aligned))
 
 
 def weakest(values: Iterable[Value]) -> str:
@@ -208,6 +280,8 @@ def reduce(units: Units, value: Value, axes: Iterable[int]) -> Value:
         if len(rest) == len(factor.axes):
             kept.append(factor)
             continue
+        if units.held(factor):
+            continue
         blocks = units.fresh(*(factor.units.shape[i] for i in rest))
         spread = [n if i in rest else 1 for i, n in enumerate(factor.units.shape)]
         target = np.broadcast_to(blocks.reshape(spread), factor.units.shape)
@@ -227,25 +301,38 @@ def move_data(units: Units, operands: Sequence[Value], sources: Ints) -> Value:
             the operation fills in a constant.
     """
     shape = sources.shape
-    varying: dict[tuple[int, ...], list[Factor]] = {}
+    # Where the units of a factor cannot move, its axes are positional.
+    operands = [replace(v, factors=tuple(f for f in v.factors if not units.held(f))) for v in operands]
+    parts: list[_Part] = []
     moving: set[int] = set()
     start = 0
+    constant = np.zeros(shape, bool)
+    for inside, flat in _origins(operands, sources):
+        constant |= inside & flat
     for value in operands:
         size = int(np.prod(value.shape, dtype=np.int64))
+        if not size:
+            continue
         inside = (sources >= start) & (sources < start + size)
         local = np.where(inside, sources - start, 0)
         start += size
         index = np.unravel_index(local, value.shape) if value.shape else ()
-        for factor in value.factors:
-            found = _look_up(units, factor, value, index, inside)
-            if found is not None:
-                varying.setdefault(found.axes, []).append(found)
+        parts += [_Part(factor, value, index, inside, constant) for factor in value.factors]
         steady = [a for a in range(len(value.shape)) if value.shape[a] > 1 and a not in value.uniform]
         for axis in range(len(shape)):
             if shape[axis] > 1 and (
                 any(_varies(np.where(inside, index[a], -1), axis) for a in steady) or _varies(inside, axis)
             ):
                 moving.add(axis)
+    varying: dict[tuple[int, ...], list[Factor]] = {}
+    parts, continued = _continue_parts(units, parts)
+    for factor in continued:
+        varying.setdefault(factor.axes, []).append(factor)
+    _spread_parts(parts)
+    for part in parts:
+        found = part.look_up(units, [p for p in parts if p is not part and p.value is part.value])
+        if found is not None:
+            varying.setdefault(found.axes, []).append(found)
     why = weakest(operands)
     factors = [f for axes, group in varying.items() for f in _merge_parts(units, group, sources, axes, operands, why)]
     uniform = frozenset(a for a, n in enumerate(shape) if n > 1 and a not in moving)
@@ -287,6 +374,38 @@ def _tie(units: Units, old: Factor, new: Factor) -> tuple[Factor | None, Factor 
     return old, new
 
 
+#: Up to this many different slices of a factor are compared with one another.
+_SLICES = 8
+
+
+def _simplified(units: Units, fine: Factor, operands: Sequence[Factor]) -> Factor:
+    """Return an operand's factor on fewer axes if this one moves with it throughout, else the factor itself.
+
+    As after joining a class token with patches: once the same vector is added to both, the channels of the token and
+    those of the patches move with the vector's, and the positions along the other axes cannot move.
+    """
+    for coarse in operands:
+        if set(coarse.axes) < set(fine.axes) and _follows(units, fine, coarse):
+            _relate_blocks(units, fine, coarse)
+            return coarse
+    return fine
+
+
+def _follows(units: Units, fine: Factor, coarse: Factor) -> bool:
+    """Whether every slice of a factor is in step with a coarser factor, and no two slices can change places."""
+    if not units.distinct(coarse):
+        return False
+    inside = [fine.axes.index(a) for a in coarse.axes]
+    slices = np.moveaxis(fine.units, inside, range(len(inside))).reshape(coarse.units.size, -1)
+    different = slices[:, np.r_[True, (slices[:, 1:] != slices[:, :-1]).any(0)]]
+    if different.shape[1] > _SLICES * 4:
+        return False
+    different = np.unique(units.find(different), axis=1)
+    if different.shape[1] > _SLICES or any(len(np.unique(column)) < len(column) for column in different.T):
+        return False
+    return all(units.unrelated(a, b) for a, b in itertools.combinations(different.T, 2))
+
+
 def _relate_blocks(units: Units, fine: Factor, coarse: Factor) -> None:
     """Relate every index of a factor to the unit of a factor on fewer axes."""
     shape = [n if a in coarse.axes else 1 for a, n in zip(fine.axes, fine.units.shape, strict=True)]
@@ -295,8 +414,9 @@ def _relate_blocks(units: Units, fine: Factor, coarse: Factor) -> None:
     units.relate(fine.units, target, fine.tags, tags)
 
 
-def _meet_positions(units: Units, factor: Factor, axes: Sequence[int], reason: str) -> None:
+def _meet_positions(units: Units, factor: Factor, positional: set[int], reason: str) -> None:
     """Keep what a factor's unit is along positional axes; across the other axes it may still move."""
+    axes = [a for a in factor.axes if a in positional]
     if not axes:
         return
     if len(axes) == len(factor.axes):
@@ -313,36 +433,127 @@ def _varies(array: NDArray[np.generic], axis: int) -> bool:
     return bool((array != first).any())
 
 
-def _look_up(
-    units: Units, factor: Factor, value: Value, index: Sequence[Ints], inside: NDArray[np.bool_]
-) -> Factor | None:
-    """Find a factor's units in the output of a data movement; -1 where the output comes from elsewhere."""
-    where = tuple(index[a] for a in factor.axes)
-    found = np.where(inside, factor.units[where], -1)
-    axes = tuple(a for a in range(found.ndim) if found.shape[a] > 1 and _varies(found, a))
-    _mark_part(units, factor, [w[inside] for w in where])
-    if not axes:
-        return None
-    corner = tuple(slice(None) if a in axes else 0 for a in range(found.ndim))
-    chosen = found[corner]
-    real = chosen[chosen >= 0]
-    others = [a for a in range(len(value.shape)) if a not in factor.axes]
-    if len(np.unique(real)) == real.size:
-        result = Factor(axes, chosen)
-        walked = [index[a][corner][chosen >= 0] for a in others if value.positional(a)]
-        if any(len(np.unique(positions)) > 1 for positions in walked):
-            units.pin(real, value.why)  # a diagonal: each unit is seen at a position of its own
-        return result
-    # Copies of one unit: tell them apart by where they come from on the source's other axes, then by their order.
-    tags = np.zeros(chosen.shape, np.int64) if factor.tags is None else factor.tags[where][corner]
-    for axis in others:
-        tags = tags * value.shape[axis] + index[axis][corner]
-    return Factor(axes, chosen, _numbered(chosen, tags))
+class _Part:
+    """What a data movement takes from one factor of one input."""
+
+    def __init__(
+        self,
+        factor: Factor,
+        value: Value,
+        index: Sequence[Ints],
+        inside: NDArray[np.bool_],
+        constant: NDArray[np.bool_],
+    ) -> None:
+        self.factor, self.value, self.index, self.inside = factor, value, index, inside
+        self.where = tuple(index[a] for a in factor.axes)
+        self.found = np.where(inside, factor.units[self.where], -1)  # -1 where the output comes from elsewhere
+        self.axes = tuple(a for a, n in enumerate(self.found.shape) if n > 1 and _varies(self.found, a))
+        self._seen: Ints | None = None  # where along the other axes to look, if not at their first index
+        if self.axes and ((self.found < 0) <= constant).all():
+            self._pass_over_constants()
+
+    def look_up(self, units: Units, others_of_value: Sequence[_Part]) -> Factor | None:
+        """Return the factor's units in the output, along the part's axes."""
+        factor, value = self.factor, self.value
+        _mark_part(units, factor, [w[self.inside] for w in self.where])
+        if not self.axes:
+            return None
+        chosen = self._pick(self.found)
+        real = chosen[chosen >= 0]
+        others = [a for a in range(len(value.shape)) if a not in factor.axes]
+        if len(np.unique(real)) == real.size:
+            walked = [self._pick(self.index[a])[chosen >= 0] for a in others if value.positional(a)]
+            if any(len(np.unique(positions)) > 1 for positions in walked):
+                units.pin(real, value.why)  # a diagonal: each unit is seen at a position of its own
+            return Factor(self.axes, chosen)
+        # Copies of one unit: tell them apart by where they come from on the source's other axes, then by their order.
+        # Where another factor comes along on the same axes, its units tell copies apart: their numbers may change.
+        beside = [p for p in others_of_value if p.axes == self.axes and (p.found >= 0).all() and self.inside.all()]
+        moved = {a for p in beside for a in p.factor.axes}
+        tags = np.zeros(chosen.shape, np.int64) if factor.tags is None else self._pick(factor.tags[self.where])
+        for axis in others:
+            if axis not in moved:
+                tags = tags * value.shape[axis] + self._pick(self.index[axis])
+        return Factor(self.axes, chosen, _numbered(chosen, tags, *(self._pick(p.found) for p in beside)))
+
+    def own_axes(self) -> tuple[int, ...]:
+        """The axes along which the units vary inside the part."""
+        high, low = np.where(self.inside, self.found, -1), np.where(self.inside, self.found, np.iinfo(np.int64).max)
+        ends = [(high.max(a), low.min(a), self.inside.any(a)) for a in range(self.found.ndim)]
+        return tuple(a for a, (top, bottom, here) in enumerate(ends) if (top != bottom)[here].any())
+
+    def _pick(self, array: Ints) -> Ints:
+        """Reduce an array over the output to the part's axes."""
+        if self._seen is None:
+            return array[tuple(slice(None) if a in self.axes else 0 for a in range(array.ndim))]
+        return np.take_along_axis(_rest_last(array, self.axes), self._seen, -1)[..., 0]
+
+    def _pass_over_constants(self) -> None:
+        """Leave out axes along which only constants interrupt the units: a constant moves with any of them."""
+        real = self.found >= 0
+        high, low = (np.where(real, self.found, fill) for fill in (-1, np.iinfo(np.int64).max))
+        kept = tuple(a for a in self.axes if (high.max(a) > low.min(a)).any())
+        if not kept or kept == self.axes:
+            return
+        pattern = _rest_last(real, kept)
+        if not (pattern == pattern.reshape(-1, pattern.shape[-1])[0]).all():
+            return  # where the constants are tells units apart
+        seen = np.argmax(pattern, -1)[..., None]
+        found = _rest_last(self.found, kept)
+        chosen = np.take_along_axis(found, seen, -1)
+        if (chosen >= 0).all() and ((found < 0) | (found == chosen)).all():
+            self.axes, self._seen = kept, seen
 
 
-def _numbered(chosen: Ints, tags: Ints) -> Ints:
-    """Tell apart what has the same unit and the same tag, by its order."""
-    _, inverse = np.unique(np.stack([chosen.ravel(), tags.ravel()]), axis=1, return_inverse=True)
+def _rest_last(array: NDArray[Any], axes: Sequence[int]) -> NDArray[Any]:
+    """Bring some axes to the front and make one of the others."""
+    front = np.moveaxis(array, axes, range(len(axes)))
+    return front.reshape(*front.shape[: len(axes)], -1)
+
+
+def _continue_parts(units: Units, parts: list[_Part]) -> tuple[list[_Part], list[Factor]]:
+    """Unite what continues from one input to the next along an axis on which units move, as columns of joined rows.
+
+    Returns:
+        The parts that are left, and the united factors.
+    """
+    groups: dict[tuple[int, ...], list[_Part]] = {}
+    for part in parts:
+        groups.setdefault(part.own_axes(), []).append(part)
+    left, continued = list(parts), list[Factor]()
+    for axes, group in groups.items():
+        cover = sum(part.inside.astype(np.int64) for part in group)
+        split = {a for part in group for a in range(part.found.ndim) if _varies(part.inside, a)}
+        moving = any(split & set(other) for other in groups)
+        if len(group) < 2 or not axes or not moving or split & set(axes) or (np.asarray(cover) != 1).any():
+            continue
+        if not all(units.distinct(part.factor) for part in group):
+            continue
+        gone = tuple(a for a in range(group[0].found.ndim) if a not in axes)
+        rows = [part.found.max(gone) for part in group]
+        if all(units.unite(rows[0], row) for row in rows[1:]):
+            for part in group:
+                _mark_part(units, part.factor, [w[part.inside] for w in part.where])
+            left = [part for part in left if part not in group]
+            continued.append(Factor(axes, rows[0]))
+    return left, continued
+
+
+def _spread_parts(parts: Sequence[_Part]) -> None:
+    """Put parts that fill each other's gaps on the same axes."""
+    partial = [part for part in parts if part.axes and (part.found < 0).any()]
+    changed = True
+    while changed:
+        changed = False
+        for one, other in itertools.permutations(partial, 2):
+            meet = set(one.axes) & set(other.axes) and not set(other.axes) <= set(one.axes)
+            if meet and not ((one.found >= 0) & (other.found >= 0)).any():
+                one.axes, changed = tuple(sorted({*one.axes, *other.axes})), True
+
+
+def _numbered(chosen: Ints, tags: Ints, *others: Ints) -> Ints:
+    """Tell apart what has the same unit, the same tag, and the same units of other factors, by its order."""
+    _, inverse = np.unique(np.stack([x.ravel() for x in (chosen, tags, *others)]), axis=1, return_inverse=True)
     order = np.argsort(inverse.ravel(), kind="stable")
     place = np.arange(len(order))
     first = np.r_[True, np.diff(inverse.ravel()[order]) != 0]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from weldnet.structure._trace import Operation, Ref
 from weldnet.structure._units import Factor, Ints, Units, Value
@@ -13,7 +16,7 @@ __all__ = ["Context", "Opened", "Rule"]
 
 @dataclass(frozen=True)
 class Opened:
-    """A parameter whose axis depends on another one: its units over joint ``axes`` of a ``view``."""
+    """An axis of a parameter that depends on another one: its units over joint axes of a ``view``."""
 
     view: tuple[int, ...]
     factor: Factor
@@ -27,9 +30,13 @@ class Context:
     shapes: dict[str, tuple[int, ...]]
     units: Units = field(default_factory=Units)
     values: dict[int, Value] = field(default_factory=dict)
-    opened: dict[str, Opened] = field(default_factory=dict)
+    opened: dict[tuple[str, int], Opened] = field(default_factory=dict)  # by parameter and axis
+    routed: dict[int, int] = field(default_factory=dict)  # tensors whose rows were given out, and by which numbers
     unknown: dict[str, int] = field(default_factory=dict)
     used: frozenset[int] = frozenset()  # tensors that an operation or the output reads
+    known: Mapping[int, Tensor] = field(default_factory=dict)  # values of tensors that nothing can change
+
+    fresh_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1 << 40))  # of parts of operations
 
     def value(self, ref: Ref) -> Value:
         """Return what is known of a tensor; one that nothing made is a constant of the model."""
@@ -38,4 +45,5 @@ class Context:
         return self.values[ref.number]
 
 
-Rule = Callable[[Context, Operation], list[Value]]
+#: A rule gives the values of an operation's outputs, or None where it does not cover this use of the operation.
+Rule = Callable[[Context, Operation], list[Value] | None]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from weldnet.structure._trace import Operation
+import numpy as np
+
+from weldnet.structure._trace import Operation, Ref
 from weldnet.structure._units import Factor, Value, combine, join_factors, reduce
 from weldnet.structure.rules._context import Context, Opened
 from weldnet.structure.rules._movement import reshape
 from weldnet.structure.rules._reduction import without_axes
 
-__all__ = ["contract", "convolution", "fixed_across", "matrix_product"]
+__all__ = ["close_rows", "contract", "convolution", "fixed_across", "grouped_product", "matrix_product"]
 
 #: Names for batch axes, which an ellipsis in a formula stands for.
 _BATCH = "ABCDEFGH"
@@ -38,7 +40,7 @@ def matrix_product(context: Context, op: Operation) -> list[Value]:
     addend = [operands.pop(0)] if name in ("addmm", "baddbmm", "addmv") else []
     if name == "linear":
         addend = operands[2:]
-    a, b = operands[:2]
+    a, b = (_open_stack(context, value) for value in operands[:2])
     rank_a, rank_b = len(a.shape), len(b.shape)
     batch = _BATCH[: max(rank_a, 0 if name == "linear" else rank_b, 2) - 2]
     left = (batch[len(batch) - max(rank_a - 2, 0) :] + "i" if rank_a > 1 else "") + "k"
@@ -49,6 +51,47 @@ def matrix_product(context: Context, op: Operation) -> list[Value]:
     if addend:
         product = combine(context.units, [*addend, product], op.outputs[0].shape)
     return [product]
+
+
+def grouped_product(context: Context, op: Operation) -> list[Value] | None:
+    """Multiply runs of rows each with a matrix of its own from a stack (mixtures of experts).
+
+    Which rows a matrix gets comes with the input, so the matrices keep their numbers; but what happens to a row is the
+    same whichever it gets. So rows are given out evenly here, as long as they stay the rows that they are: the table of
+    rules closes rows (`close_rows`) that anything but a step row by row takes up.
+    """
+    if len(op.inputs) < 3 or op.inputs[:3] != list(op.args[:3]):
+        return None
+    x, stack, ends = op.inputs[:3]
+    if len(x.shape) != 2 or len(stack.shape) != 3:
+        return None
+    units, (rows, matrices) = context.units, (x.shape[0], stack.shape[0])
+    if context.routed.get(x.number) != ends.number:
+        close_rows(context, x)
+    context.routed[op.outputs[0].number] = ends.number
+    chosen = np.arange(rows) * matrices // max(rows, matrices)
+    weight = _open_stack(context, context.value(stack))
+    factors: list[Factor] = []
+    for factor in weight.factors:
+        if factor.axes == (0,):
+            units.pin(factor.units, "chosen by numbers that come with the input")
+        elif 0 in factor.axes:
+            copies = np.broadcast_to(np.arange(rows)[:, None], (rows, factor.units.shape[1]))
+            factors.append(Factor(factor.axes, factor.units[chosen], copies))
+        else:
+            factors.append(factor)
+    given = Value((rows, *weight.shape[1:]), tuple(factors), weight.uniform - {0}, why=weight.why)
+    product = contract(context, "tk,tkn->tn", context.value(x), given)
+    bias = [context.value(ref) for ref in op.inputs[3:]]
+    return [combine(units, [product, *bias], op.outputs[0].shape)]
+
+
+def close_rows(context: Context, ref: Ref) -> None:
+    """Forget which matrix a row was given to: what is left may depend on the columns only."""
+    value = context.value(ref)
+    kept = fixed_across(context, value, {0}, "rows given to matrices by numbers that come with the input")
+    context.values[ref.number] = Value(value.shape, kept, value.uniform - {0}, why=value.why)
+    context.routed.pop(ref.number, None)
 
 
 def convolution(context: Context, op: Operation) -> list[Value]:
@@ -85,6 +128,10 @@ def _grouped(context: Context, x: Value, weight: Value, groups: int, transposed:
     """See channels as (group, i): which input an index of the weight means depends on the group."""
     rows, columns = weight.shape
     x = reshape(context, x, (x.shape[0], groups, x.shape[1] // groups))
+    if weight.leaf is None or weight.leaf[1][:2] != (0, 1):  # computed: its axes may lie in one factor, or in none
+        seen = reshape(context, weight, (groups, rows // groups, columns))
+        product = contract(context, "bgi,gio->bgo" if transposed else "bgi,goi->bgo", x, seen)
+        return reshape(context, product, (product.shape[0], product.shape[1] * product.shape[2]))
     row_factors = tuple(f for f in weight.factors if f.axes == (0,))
     outer = reshape(context, Value(weight.shape[:1], row_factors, why=weight.why), (groups, rows // groups))
     inner = _open(context, weight, groups, columns)
@@ -98,19 +145,40 @@ def _open(context: Context, weight: Value, groups: int, columns: int) -> Value:
     plain = next((f for f in weight.factors if f.axes == (1,)), None)
     if plain is None:  # one channel a group (depthwise): nothing there to renumber
         return Value((groups, columns), uniform=frozenset(a for a, n in ((0, groups), (1, columns)) if n > 1))
-    if weight.tensor is None:  # computed from parameters: only what is common to all groups may move
-        return Value((groups, columns), (plain,), frozenset({0}), why=weight.why)
-    opened = context.opened.get(weight.tensor)
+    assert weight.leaf is not None
+    name, axes = weight.leaf
+    opened = context.opened.get((name, axes[1]))
     if opened is None or opened.factor.units.shape != (groups, columns):
         if opened is not None:
             for known in (opened.factor.units, plain.units):
-                context.units.pin(known, f"{weight.tensor} is used with different groups")
-        full = context.shapes[weight.tensor]
+                context.units.pin(known, f"{name} is used with different groups")
+        full = context.shapes[name]
         view = (groups, full[0] // groups, *full[1:])
         factor = Factor((0, 2), context.units.fresh(groups, columns))
         opened = Opened(view, factor, plain.units)
-        context.opened[weight.tensor] = opened
+        context.opened[name, axes[1]] = opened
     return Value((groups, columns), (Factor((0, 1), opened.factor.units),))
+
+
+def _open_stack(context: Context, value: Value) -> Value:
+    """Give every matrix of a stack that is a parameter units of its own: each is renumbered by itself."""
+    if value.leaf is None or len(value.shape) != 3 or value.shape[0] == 1:
+        return value
+    name, axes = value.leaf
+    full = context.shapes[name]
+    here = {axis: i for i, axis in enumerate(axes)}
+    factors = [f for f in value.factors if f.axes == (0,)]
+    for plain in (f for f in value.factors if f.axes != (0,)):
+        key = name, axes[plain.axes[0]]
+        if key not in context.opened:
+            new = context.units.fresh(full[axes[0]], full[key[1]])
+            context.opened[key] = Opened(full, Factor((0, 1), new).moved([axes[0], key[1]]), plain.units)
+        opened = context.opened[key]
+        if opened.view != full or axes[0] not in opened.factor.axes:
+            context.units.pin(plain.units, f"{name} is used with different groups")
+            return value
+        factors.append(opened.factor.moved([here[a] for a in opened.factor.axes]))
+    return Value(value.shape, tuple(factors), value.uniform, why=value.why)
 
 
 def _place(value: Value, letters: str, order: list[str]) -> Value:
@@ -127,7 +195,7 @@ def _only(context: Context, value: Value, axes: tuple[int, ...], reason: str) ->
     """Forget all axes but ``axes``; what lies on the others keeps its position there."""
     factors = fixed_across(context, value, set(range(len(value.shape))) - set(axes), reason)
     shape = tuple(value.shape[a] for a in axes)
-    return Value(shape, factors, value.uniform & set(axes), value.tensor, value.why)
+    return Value(shape, factors, value.uniform & set(axes), value.leaf, value.why)
 
 
 def fixed_across(context: Context, value: Value, axes: set[int], reason: str) -> tuple[Factor, ...]:

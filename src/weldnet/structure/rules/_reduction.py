@@ -9,7 +9,7 @@ from weldnet.structure._trace import Operation, Ref
 from weldnet.structure._units import Factor, Value, combine, reduce
 from weldnet.structure.rules._context import Context
 
-__all__ = ["reduction", "softmax", "without_axes"]
+__all__ = ["counted", "reduction", "softmax", "without_axes"]
 
 
 def reduction(context: Context, op: Operation) -> list[Value]:
@@ -27,6 +27,13 @@ def reduction(context: Context, op: Operation) -> list[Value]:
     keep = all(len(ref.shape) == len(value.shape) for ref in op.outputs)
     result = reduced if keep else without_axes(reduced, axes)
     return [result for _ in op.outputs]
+
+
+def counted(context: Context, op: Operation) -> list[Value]:
+    """Count values, whichever unit they belong to; the counts have an order of their own."""
+    value = context.value(op.inputs[0])
+    reduce(context.units, value, range(len(value.shape)))
+    return [Value(ref.shape, why=value.why) for ref in op.outputs]
 
 
 def softmax(context: Context, op: Operation) -> list[Value]:

@@ -1,0 +1,64 @@
+"""Modules as users bring them: wrappers come off, and what cannot be renumbered as it is, is refused."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from weldnet.errors import CaptureError
+
+__all__ = ["bare", "forget_cached"]
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Return the module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``.
+
+    Args:
+        model: not changed; the result is (part of) this very object.
+
+    Raises:
+        CaptureError: the module is TorchScript, quantised, sparse or not yet initialised; the message says what to do.
+    """
+    inner = getattr(model, "_orig_mod", None)
+    if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = model.module
+    if isinstance(inner, nn.Module):
+        return bare(inner)
+    for name, module in model.named_modules():
+        where = f"{type(model).__name__}: {name!r}" if name else type(model).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{where} is TorchScript, whose operations cannot be seen; give the Python module that it was made "
+                "from, with its state dict loaded"
+            )
+        if hasattr(module, "_packed_params") or "quantized" in type(module).__module__:
+            raise CaptureError(
+                f"{where} is quantised, and its integers cannot be averaged; fuse the floating-point networks and "
+                "quantise the result"
+            )
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            _refuse_tensor(model, name, tensor)
+    return model
+
+
+def forget_cached(model: nn.Module) -> None:
+    """Drop what a model has kept of its weights from a pass in eval mode; the mode of every module stays.
+
+    Some models compute tables from their weights once, in the first pass in eval mode, and drop them in ``train()``.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, training in modes:
+        module.training = training
+
+
+def _refuse_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
+    where = f"{type(model).__name__}: {name!r}"
+    if is_lazy(tensor):
+        raise CaptureError(f"{where} is not initialised; run the model once on an example input")
+    if tensor.is_quantized:
+        raise CaptureError(f"{where} is quantised; give the floating-point network")
+    if tensor.layout != torch.strided:
+        raise CaptureError(f"{where} is sparse, and renumbering needs dense tensors; replace it by its .to_dense()")
