@@ -49,8 +49,8 @@ class Pool(Protocol):
         """Return the affinity of network ``k``'s units to the universe, shape (units, universe); k counts from 1."""
         ...
 
-    def replace(self, k: int, coupling: Tensor) -> None:
-        """Give network ``k`` another coupling."""
+    def replace(self, k: int, coupling: Tensor, rows: Tensor | None = None) -> None:
+        """Give network ``k`` another coupling, and other features where ``rows`` are given."""
         ...
 
 
@@ -106,7 +106,7 @@ class _ProductPool:
     def __init__(
         self, features: Callable[[Tensor], Iterator[Tensor]], rows: Sequence[Tensor], couplings: Couplings
     ) -> None:
-        self._features, self._rows, self._couplings = features, rows, list(couplings)
+        self._features, self._rows, self._couplings = features, list(rows), list(couplings)
         self._totals: list[Tensor] = []
         self._known: dict[int, Tensor] = {}  # what one-term kernels have carried already
         if len(rows) > 2:  # else the anchor is the only other network, and there is nothing to sum
@@ -121,12 +121,14 @@ class _ProductPool:
             result.addmm_(phi, rest.T)
         return result
 
-    def replace(self, k: int, coupling: Tensor) -> None:
+    def replace(self, k: int, coupling: Tensor, rows: Tensor | None = None) -> None:
+        for total, own in zip(self._totals, self._transported(k) if self._totals else (), strict=True):
+            total.sub_(own)
+        if rows is not None:
+            self._rows[k] = rows
+        self._couplings[k - 1] = coupling
         if not self._totals:
             return
-        for total, own in zip(self._totals, self._transported(k), strict=True):
-            total.sub_(own)
-        self._couplings[k - 1] = coupling
         self._known.pop(k, None)
         for total, own in zip(self._totals, self._transported(k), strict=True):
             total.add_(own)
@@ -151,7 +153,7 @@ class _PairPool:
     """Compares every pair of networks: quadratic in their number."""
 
     def __init__(self, pair: Callable[[Tensor, Tensor], Tensor], rows: Sequence[Tensor], couplings: Couplings) -> None:
-        self._pair, self._rows, self._couplings = pair, rows, list(couplings)
+        self._pair, self._rows, self._couplings = pair, list(rows), list(couplings)
 
     def scores(self, k: int) -> Tensor:
         total = self._pair(self._rows[k], self._rows[0])
@@ -161,5 +163,7 @@ class _PairPool:
                 total = total + to_universe(affinity.T, self._couplings[other - 1]).T
         return total
 
-    def replace(self, k: int, coupling: Tensor) -> None:
+    def replace(self, k: int, coupling: Tensor, rows: Tensor | None = None) -> None:
         self._couplings[k - 1] = coupling
+        if rows is not None:
+            self._rows[k] = rows

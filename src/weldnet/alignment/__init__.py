@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weldnet._arrays import find_device
+from weldnet._modules import bare
 from weldnet.alignment._method import Alignment, AlignmentMethod, Problem
 from weldnet.alignment._registry import METHODS, describe, make_method
 from weldnet.alignment._transport import transport
@@ -88,7 +89,7 @@ def named_states(networks: Networks) -> dict[str, Mapping[str, Tensor]]:
     for name, network in named.items():
         if not isinstance(network, nn.Module | Mapping):
             raise UsageError(f"network {name!r} is a {type(network).__name__}; give an nn.Module or its state dict")
-        state = network.state_dict() if isinstance(network, nn.Module) else network
+        state = bare(network).state_dict() if isinstance(network, nn.Module) else network
         states[name] = {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
     return states
 

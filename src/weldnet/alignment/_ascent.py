@@ -1,23 +1,25 @@
 """The state that block-coordinate methods share: features of all networks, couplings, and scores of one space.
 
 The first network is the anchor: its units are the universe. Couplings of the others are, space by space, either
-integer sources or soft matrices.
+integer sources or soft matrices. Nested spaces have inner couplings too, for every pair of blocks, whether it is
+coupled or not: where a tensor's axes depend on the block, they say how the blocks are to be compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from weldnet.affinity import Kernel, Pool
+from weldnet.affinity import Kernel
 from weldnet.alignment._method import Alignment, Problem
-from weldnet.assignment import Nest, Permutation, best_nested_permutations
-from weldnet.structure import Space, Structure, carried_rows, renumber
+from weldnet.alignment._pools import Entry, SpacePool, block_pool
+from weldnet.assignment import Permutation, best_inside, best_permutation, unfold
+from weldnet.structure import Maps, Place, Space, Structure, block_space, carried_rows, partners, renumber, unit_rows
 
-__all__ = ["WEIGHTINGS", "Ascent", "Weighting", "hard_sweeps", "start"]
+__all__ = ["WEIGHTINGS", "Ascent", "Weighting", "inside_blocks", "sides", "start"]
 
 #: How much a tensor counts, given its mean square and its number of entries, once it is scaled to mean square 1.
 Weighting = Callable[[float, int], float]
@@ -41,6 +43,8 @@ class Ascent:
         weights: how much each tensor counts.
         couplings: for each space the couplings of networks 1, 2, ..., integer sources (networks - 1, units) or soft
             matrices (networks - 1, units, universe).
+        inner: for each nested space what happens inside when the parent's unit a goes to universe unit u: integer
+            sources (networks - 1, a, u, block) or soft matrices (networks - 1, a, u, block, block).
     """
 
     structure: Structure
@@ -48,6 +52,7 @@ class Ascent:
     stacks: dict[str, Tensor]
     weights: dict[str, float]
     couplings: dict[str, Tensor] = field(default_factory=dict)
+    inner: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def moving(self) -> range:
@@ -56,87 +61,91 @@ class Ascent:
 
     def pool(self, space: Space, kernel: Kernel) -> SpacePool:
         """Put together how all networks' units fit the universe, over all places of a space."""
-        pools: list[tuple[float, Pool]] = []
+        entries: list[Entry] = []
+        couplings = list(self.couplings[space.name].clone())
         for place in self.structure.places_of(space.name):
-            maps = {p.space: self.couplings[p.space] for p in self.structure.places_in(place.tensor)}
             stack = self.stacks[place.tensor]
-            anchor = carried_rows(stack[:1], self.structure, place, {})
-            rows = [*anchor, *carried_rows(stack[1:], self.structure, place, maps)]
-            pools.append((self.weights[place.tensor], kernel.pool(rows, list(self.couplings[space.name].clone()))))
-        return SpacePool(space, pools, self.device)
+            rows = carried_rows(stack[1:], self.structure, place, self.maps())
+            if rows.dim() == 4:
+                pool = block_pool(kernel, unit_rows(stack[0], self.structure, place), rows, couplings)
+            else:
+                anchor = carried_rows(stack[:1], self.structure, place, Maps())
+                pool = kernel.pool([*anchor, *rows], couplings)
+            entries.append(Entry(place, self.weights[place.tensor], pool, inside_blocks(self.structure, place)))
+        return SpacePool(space, entries, self.device)
 
-    def assign(self, root: Space, kernel: Kernel) -> bool:
-        """Give every network in turn the best hard couplings of a root space and what is nested in it.
+    def refresh(self, pool: SpacePool, k: int) -> None:
+        """Give a pool the latest couplings of network ``k``, also inside blocks."""
+        coupling = self.couplings[pool.space.name][k - 1].clone()
+        for entry in pool.entries:
+            rows = None
+            if entry.inside:
+                stack = self.stacks[entry.place.tensor][k : k + 1]
+                rows = carried_rows(stack, self.structure, entry.place, self.maps(k))[0]
+            entry.pool.replace(k, coupling, rows)
+
+    def maps(self, k: int | None = None) -> Maps:
+        """Return the couplings of network ``k``, or of all networks, as maps to carry tensors along."""
+        if k is None:
+            return Maps(self.couplings, self.inner)
+        return Maps(
+            {name: maps[k - 1 : k] for name, maps in self.couplings.items()},
+            {name: maps[k - 1 : k] for name, maps in self.inner.items()},
+        )
+
+    def couple(self, root: Space, k: int, coupling: Tensor) -> float:
+        """Give network ``k`` a coupling of a root space, and what is nested in it the whole couplings that follow.
 
         Returns:
-            Whether anything moved.
+            The mass that moved, in units.
         """
-        tree = self.structure.tree(root.name)
-        pools = {space.name: self.pool(space, kernel) for space in tree}
-        entangled = _entangled(self.structure, tree)
-        moved = False
-        for k in self.moving:
-            scores = {name: pool.scores(k) for name, pool in pools.items()}
-            best = best_nested_permutations(_nest(self.structure, root, scores))
-            if not self._improves(scores, best, k):
-                continue
-            if entangled:
-                if self._ascends(tree, kernel, scores, best, k):
-                    moved = True
-                    pools = {space.name: self.pool(space, kernel) for space in tree}
-                continue
-            moved = True
-            for name, source in best.items():
-                self.couplings[name][k - 1] = source
-                pools[name].replace(k, self.couplings[name][k - 1])
+        moved = 0.0
+        for space in self.structure.tree(root.name):
+            if space.parent is not None:
+                coupling = unfold(self.couplings[space.parent][k - 1], self.inner[space.name][k - 1])
+            old = self.couplings[space.name][k - 1]
+            soft = coupling.is_floating_point()
+            moved += float((coupling - old).abs().sum()) / 2 if soft else float((coupling.to(old) != old).sum())
+            self.couplings[space.name][k - 1] = coupling
         return moved
 
-    def _ascends(
-        self, tree: Sequence[Space], kernel: Kernel, scores: dict[str, Tensor], best: dict[str, Tensor], k: int
-    ) -> bool:
-        """Move to the best couplings if that really is better; else try one space of the tree after the other.
+    def soften(self) -> None:
+        """Make all couplings uniform: nobody is preferred."""
+        count = len(self.moving)
+        for space in self.structure.spaces:
+            uniform = torch.full((count, space.size, space.size), 1 / space.size, device=self.device)
+            self.couplings[space.name] = uniform
+            if space.parent is not None:
+                blocks = space.size // space.block
+                shape = (count, blocks, blocks, space.block, space.block)
+                self.inner[space.name] = torch.full(shape, 1 / space.block, device=self.device)
 
-        Where a tensor has two axes in one tree (a grouped convolution, or a layer from a space to itself), the scores
-        hold only while the other axis stays. Moving both by them could go down, and cycle.
+    def harden(self) -> None:
+        """Bring soft couplings to the nearest permutations."""
+        for space in self.structure.spaces:
+            if space.parent is None:
+                plans = self.couplings[space.name]
+                found = [best_permutation(plan) for plan in plans]
+            else:
+                self.inner[space.name] = best_inside(self.inner[space.name]).to(self.device)
+                parents = self.couplings[space.parent]
+                found = [unfold(p, inner) for p, inner in zip(parents, self.inner[space.name], strict=True)]
+            self.couplings[space.name] = torch.stack(found).to(self.device)
+
+    def fit(self, spaces: Sequence[Space], kernel: Kernel, k: int) -> float:
+        """Return how well network ``k`` fits the universe over all tensors with a place in the spaces, each once.
+
+        Couplings must be hard.
         """
-        old = {space.name: self.couplings[space.name][k - 1].clone() for space in tree}
-        before = self._value(tree, kernel, k)
-        candidates = [best]
-        for space in tree if len(tree) > 1 else ():
-            pinned = {s.name: _pin(old[s.name], scores[s.name]) for s in tree} | {space.name: scores[space.name]}
-            candidates.append(best_nested_permutations(_nest(self.structure, tree[0], pinned)))
-        for candidate in candidates:
-            for name, source in candidate.items():
-                self.couplings[name][k - 1] = source
-            if self._value(tree, kernel, k) > before + 1e-6 * abs(before):
-                return True
-        for name, source in old.items():
-            self.couplings[name][k - 1] = source
-        return False
-
-    def _value(self, tree: Sequence[Space], kernel: Kernel, k: int) -> float:
-        """Return how well network ``k`` fits the universe over all tensors with a place in the tree, each once."""
-        names = {space.name for space in tree}
+        names = {space.name for space in spaces}
         total = 0.0
-        for space in tree:
+        for space in spaces:
             source = self.couplings[space.name][k - 1]
             universe = torch.arange(len(source), device=source.device)
-            pools = self.pool(space, kernel).pools
-            for place, (weight, pool) in zip(self.structure.places_of(space.name), pools, strict=True):
-                fit = float(pool.scores(k)[source, universe].sum(dtype=torch.float64))
-                total += weight * fit / len(_sides(self.structure, place.tensor, names))
+            for entry in self.pool(space, kernel).entries:
+                fit = float(entry.pool.scores(k)[source, universe].sum(dtype=torch.float64))
+                total += entry.weight * fit / len(sides(self.structure, entry.place.tensor, names))
         return total
-
-    def _improves(self, scores: Mapping[str, Tensor], best: Mapping[str, Tensor], k: int) -> bool:
-        """Whether new couplings raise the scores by more than float32 can tell: else moving would only cycle."""
-        gain, size = 0.0, 0.0
-        for name, source in best.items():
-            universe = torch.arange(len(source))
-            table = scores[name].double().cpu()
-            old = self.couplings[name][k - 1].cpu()
-            gain += float(table[source, universe].sum() - table[old, universe].sum())
-            size += float(table.abs().amax(0).sum())
-        return gain > 1e-6 * size
 
     @property
     def device(self) -> torch.device:
@@ -174,25 +183,15 @@ class Ascent:
         return Alignment({name: couplings[name] for name in names}, method, stats).relative_to(names[0])
 
 
-@dataclass
-class SpacePool:
-    """The pools of a space's places, weighted."""
-
-    space: Space
-    pools: list[tuple[float, Pool]]
-    device: torch.device
-
-    def scores(self, k: int) -> Tensor:
-        """Return how well the units of network ``k`` fit the universe, shape (units, universe)."""
-        total = torch.zeros(self.space.size, self.space.size, device=self.device)
-        for weight, pool in self.pools:
-            total.add_(pool.scores(k), alpha=weight)
-        return total
-
-    def replace(self, k: int, coupling: Tensor) -> None:
-        """Give network ``k`` another coupling."""
-        for _, pool in self.pools:
-            pool.replace(k, coupling)
+def inside_blocks(structure: Structure, place: Place) -> frozenset[str]:
+    """Return the spaces whose inner couplings say how the blocks are to be compared on which a place depends."""
+    found: set[str] = set()
+    above = block_space(structure, place) if partners(structure, place) else None
+    for space in (structure.space(partner.space) for partner in partners(structure, place)):
+        while space.parent is not None and space != above:
+            found.add(space.name)
+            space = structure.space(space.parent)
+    return frozenset(found)
 
 
 def start(problem: Problem, weighting: str, order: Sequence[str] | None = None) -> Ascent:
@@ -210,42 +209,12 @@ def start(problem: Problem, weighting: str, order: Sequence[str] | None = None) 
     ascent = Ascent(structure, names, stacks, weights)
     for space in structure.spaces:
         ascent.couplings[space.name] = torch.arange(space.size, device=ascent.device).repeat(len(names) - 1, 1)
+        if space.parent is not None:
+            blocks, each = space.size // space.block, torch.arange(space.block, device=ascent.device)
+            ascent.inner[space.name] = each.repeat(len(names) - 1, blocks, blocks, 1)
     return ascent
 
 
-def _nest(structure: Structure, space: Space, scores: Mapping[str, Tensor]) -> Nest:
-    children = tuple(_nest(structure, child, scores) for child in structure.children(space.name))
-    return Nest(space.name, scores[space.name], children)
-
-
-def _sides(structure: Structure, tensor: str, spaces: set[str]) -> set[tuple[tuple[int, ...], object]]:
+def sides(structure: Structure, tensor: str, spaces: set[str]) -> set[tuple[tuple[int, ...], object]]:
     """The axes of a tensor on which some of the spaces lie."""
     return {(place.axes, place.view) for place in structure.places_in(tensor) if place.space in spaces}
-
-
-def _entangled(structure: Structure, tree: Sequence[Space]) -> bool:
-    names = {space.name for space in tree}
-    tensors = {place.tensor for name in names for place in structure.places_of(name)}
-    return any(len(_sides(structure, tensor, names)) > 1 for tensor in tensors)
-
-
-def _pin(source: Tensor, scores: Tensor) -> Tensor:
-    """Scores that no coupling but the present one can reach."""
-    pinned = torch.zeros_like(scores)
-    pinned[source, torch.arange(len(source), device=source.device)] = 4 * float(scores.abs().sum()) + 1
-    return pinned
-
-
-def hard_sweeps(ascent: Ascent, kernel: Kernel, orders: Iterable[Sequence[Space]]) -> tuple[int, bool]:
-    """Assign space after space until a whole sweep moves nothing.
-
-    Returns:
-        The number of sweeps, and whether the last one moved nothing.
-    """
-    sweeps = 0
-    for order in orders:
-        sweeps += 1
-        moved = [ascent.assign(root, kernel) for root in order]  # every one, not only up to the first that moves
-        if not any(moved):
-            return sweeps, True
-    return sweeps, False

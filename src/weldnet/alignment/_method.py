@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weldnet.assignment import Permutation
+from weldnet.assignment import Coupling, NestedPlan, Permutation, Plan
 from weldnet.checkpoints import atomic_path, validate_finite
 from weldnet.errors import AlignmentError, CheckpointError, WidthError
 from weldnet.structure import Structure
@@ -64,8 +64,9 @@ class Problem:
 class Alignment:
     """Who went where: one coupling per space, per network.
 
-    ``alignment["b"]["features.0"]`` is the coupling of network b in that space; the universe is in the order of the
-    first network, whose couplings are identities.
+    ``alignment["b"]["features.0"]`` is the coupling of network b in that space: a :class:`Permutation`, as all methods
+    of weldnet give it, or a soft :class:`Plan`, :class:`NestedPlan` in nested spaces. The universe is in the order of
+    the first network, whose couplings are identities.
 
     Args:
         couplings: by network and space.
@@ -73,11 +74,11 @@ class Alignment:
         stats: what the method measured: ``objective``, ``sweeps``, ``converged``.
     """
 
-    couplings: Mapping[str, Mapping[str, Permutation]]
+    couplings: Mapping[str, Mapping[str, Coupling]]
     method: str = ""
     stats: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
-    def __getitem__(self, network: str) -> Mapping[str, Permutation]:
+    def __getitem__(self, network: str) -> Mapping[str, Coupling]:
         try:
             return self.couplings[network]
         except KeyError:
@@ -93,10 +94,21 @@ class Alignment:
         }
 
     def relative_to(self, network: str) -> Alignment:
-        """Return the same alignment with the universe in the order of one network."""
-        back = {space: p.inverse() for space, p in self[network].items()}
+        """Return the same alignment with the universe in the order of one network.
+
+        Raises:
+            AlignmentError: that network's couplings are soft, so that the universe has no order of its own.
+        """
+        back: dict[str, Permutation] = {}
+        for space, coupling in self[network].items():
+            if not isinstance(coupling, Permutation):
+                raise AlignmentError(
+                    f"space {space!r}: the coupling of {network!r} is soft and has no inverse; choose a network whose "
+                    "couplings are permutations"
+                )
+            back[space] = coupling.inverse()
         couplings = {
-            name: {space: back[space].after(p) for space, p in spaces.items()}
+            name: {space: coupling.onto(back[space]) for space, coupling in spaces.items()}
             for name, spaces in self.couplings.items()
         }
         return Alignment(couplings, self.method, self.stats)
@@ -108,7 +120,12 @@ class Alignment:
             CheckpointError: the file cannot be written.
         """
         names = {str(i): name for i, name in enumerate(self.couplings)}
-        tensors = {f"{i}/{space}": p.source for i, name in names.items() for space, p in self.couplings[name].items()}
+        tensors = {
+            f"{i}.{part}/{space}": tensor
+            for i, name in names.items()
+            for space, coupling in self.couplings[name].items()
+            for part, tensor in coupling.tensors.items()
+        }
         metadata = {
             "content": "weldnet-alignment",
             "networks": json.dumps(list(names.values())),
@@ -134,13 +151,25 @@ class Alignment:
                 if metadata.get("content") != "weldnet-alignment":
                     raise CheckpointError(f"{path} is not an alignment; Alignment.save() writes one")
                 networks: list[str] = json.loads(metadata["networks"])
-                couplings: dict[str, dict[str, Permutation]] = {name: {} for name in networks}
+                parts: dict[str, dict[str, dict[str, Tensor]]] = {name: {} for name in networks}
                 for key in file.keys():  # noqa: SIM118  (safe_open has no iterator)
-                    number, _, space = key.partition("/")
-                    couplings[networks[int(number)]][space] = Permutation(file.get_tensor(key))
-        except (OSError, SafetensorError, ValueError, KeyError, IndexError) as error:
+                    head, _, space = key.partition("/")
+                    number, _, part = head.partition(".")
+                    parts[networks[int(number)]].setdefault(space, {})[part or "source"] = file.get_tensor(key)
+            couplings = {
+                name: {space: _coupling(tensors) for space, tensors in spaces.items()} for name, spaces in parts.items()
+            }
+        except (OSError, SafetensorError, ValueError, KeyError, IndexError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be read as an alignment: {error}") from error
         return Alignment(couplings, metadata.get("method", ""), json.loads(metadata.get("stats", "{}")))
+
+
+def _coupling(tensors: Mapping[str, Tensor]) -> Coupling:
+    """Put a coupling together from the tensors that it is made of."""
+    kind = next((k for k in (Permutation, Plan, NestedPlan) if set(tensors) == {f.name for f in fields(k)}), None)
+    if kind is None:
+        raise KeyError(f"no coupling is made of {', '.join(tensors)}")
+    return kind(**tensors)
 
 
 @runtime_checkable

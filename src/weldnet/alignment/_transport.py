@@ -4,49 +4,139 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from weldnet.assignment import Permutation
+from weldnet.assignment import Coupling, NestedPlan, Permutation, Plan
 from weldnet.errors import AlignmentError
-from weldnet.structure import Structure, renumber
+from weldnet.structure import Maps, Space, Structure, carried, renumber
 
 __all__ = ["transport"]
 
 
 def transport(
-    state: Mapping[str, Tensor], structure: Structure, couplings: Mapping[str, Permutation]
+    state: Mapping[str, Tensor], structure: Structure, couplings: Mapping[str, Coupling]
 ) -> dict[str, Tensor]:
     """Carry a network's tensors to the universe: every unit to the number that its coupling gives it.
 
-    The function of the network does not change.
+    Along permutations the function of the network does not change, and tensors of any type go bit for bit. Along soft
+    couplings every universe unit is a weighted mean of units, so that the function does change; this is for comparing
+    networks, not for fusing them.
 
     Args:
         state: tensors by name; not changed.
         structure: where the units lie.
-        couplings: a permutation for each space, such as ``alignment["b"]``; spaces left out stay.
+        couplings: one for each space, such as ``alignment["b"]``; spaces left out stay.
 
     Returns:
         A new dict with the same keys, shapes, dtypes and devices.
 
     Raises:
-        AlignmentError: a coupling names an unknown space, has another size than its space, or breaks up blocks.
+        AlignmentError: the state lacks a tensor of the structure; a coupling names an unknown space, has another size
+            than its space, or breaks up blocks; or a soft coupling meets a tensor of integers.
     """
-    for space in structure.spaces:
-        if space.name in couplings:
-            _check_coupling(structure, space.name, couplings)
     unknown = [name for name in couplings if name not in {s.name for s in structure.spaces}]
     if unknown:
         raise AlignmentError(f"the structure has no space {unknown[0]!r}; was the alignment made for another model?")
-    return renumber(state, structure, {name: p.source for name, p in couplings.items()})
+    missing = [name for name in structure.shapes if name not in state]
+    if missing:
+        raise AlignmentError(
+            f"the state has no tensor {missing[0]!r}, which the structure lists; give the state dict of the model that "
+            "the structure was captured from"
+        )
+    for space in structure.spaces:
+        if space.name in couplings:
+            _check_size(space, couplings[space.name])
+        if space.parent is not None and (space.name in couplings or space.parent in couplings):
+            _check_blocks(space, couplings)
+    hard = {name: c.source for name, c in couplings.items() if isinstance(c, Permutation)}
+    if len(hard) == len(couplings):
+        return renumber(state, structure, hard)
+    return _transport_softly(state, structure, couplings)
 
 
-def _check_coupling(structure: Structure, name: str, couplings: Mapping[str, Permutation]) -> None:
-    space, coupling = structure.space(name), couplings[name]
+def _check_size(space: Space, coupling: Coupling) -> None:
     if len(coupling) != space.size:
-        raise AlignmentError(f"space {name!r} has {space.size} units, its coupling {len(coupling)}")
-    if space.parent is None:
-        return
-    blocks = coupling.source.reshape(-1, space.block) // space.block
+        raise AlignmentError(f"space {space.name!r} has {space.size} units, its coupling {len(coupling)}")
+    if isinstance(coupling, Plan) and not coupling.balanced:
+        raise AlignmentError(
+            f"space {space.name!r}: its plan is {coupling.values.shape[0]} x {coupling.values.shape[1]} with marginals "
+            "that are not all 1; a state dict goes only along square plans whose rows and columns sum to 1"
+        )
+    if isinstance(coupling, NestedPlan) and (space.parent is None or coupling.block != space.block):
+        nested = "is not nested" if space.parent is None else f"is nested in blocks of {space.block}"
+        raise AlignmentError(
+            f"space {space.name!r} {nested}; its coupling is a nested plan in blocks of {coupling.block}"
+        )
+    if isinstance(coupling, Plan) and space.parent is not None:
+        raise AlignmentError(f"space {space.name!r} is nested in {space.parent!r}; give a NestedPlan, not a Plan")
+
+
+def _check_blocks(space: Space, couplings: Mapping[str, Coupling]) -> None:
+    assert space.parent is not None
+    coupling = couplings.get(space.name, Permutation.identity(space.size))
     parent = couplings.get(space.parent, Permutation.identity(space.size // space.block))
-    if not bool((blocks == parent.source[:, None]).all()):
-        raise AlignmentError(f"space {name!r}: its coupling does not keep the blocks of {space.parent!r} together")
+    if isinstance(coupling, Permutation) and isinstance(parent, Permutation):
+        blocks = coupling.source.reshape(-1, space.block) // space.block
+        fits = bool((blocks == parent.source[:, None]).all())
+    else:
+        outer = coupling.outer.double() if isinstance(coupling, NestedPlan) else None
+        fits = outer is not None and torch.allclose(parent.matrix(), outer, rtol=1e-4, atol=1e-5)
+    if not fits:
+        raise AlignmentError(
+            f"space {space.name!r}: its coupling does not keep the blocks of {space.parent!r} together"
+        )
+
+
+def _transport_softly(
+    state: Mapping[str, Tensor], structure: Structure, couplings: Mapping[str, Coupling]
+) -> dict[str, Tensor]:
+    moved: dict[str, Tensor] = {}
+    known: dict[tuple[torch.device, torch.dtype], Maps] = {}
+    for name, tensor in state.items():
+        places = structure.places_in(name)
+        soft = [p.space for p in places if not isinstance(couplings.get(p.space), Permutation | None)]
+        if not soft:
+            hard = {p.space: c.source for p in places if isinstance(c := couplings.get(p.space), Permutation)}
+            moved |= renumber({name: tensor}, structure, hard)
+            continue
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise AlignmentError(
+                f"{name} holds {tensor.dtype} and lies in space {soft[0]!r}, whose coupling is soft; integers have no "
+                "weighted means: give that space a permutation"
+            )
+        # Half precision would lose the shares of small weights.
+        precise = torch.promote_types(tensor.dtype, torch.float32)
+        key = (tensor.device, precise)
+        maps = known.get(key) or known.setdefault(key, _maps(structure, couplings, *key))
+        moved[name] = carried(tensor[None].to(precise), structure, name, maps)[0].to(tensor.dtype)
+    for alias, name in structure.aliases.items():
+        if alias in moved and name in moved:
+            moved[alias] = moved[name]
+    return moved
+
+
+def _maps(structure: Structure, couplings: Mapping[str, Coupling], device: torch.device, dtype: torch.dtype) -> Maps:
+    """See one network's couplings as a stack of one."""
+    whole: dict[str, Tensor] = {}
+    inner: dict[str, Tensor] = {}
+    for name, coupling in couplings.items():
+        if isinstance(coupling, Permutation):
+            whole[name] = coupling.source[None].to(device)
+        else:
+            whole[name] = coupling.matrix(dtype)[None].to(device)
+        space = structure.space(name)
+        if isinstance(coupling, NestedPlan):
+            values = coupling.inner if coupling.hard_inside else coupling.inner.to(dtype)
+            inner[name] = values[None].to(device)
+        elif isinstance(coupling, Permutation) and space.parent is not None:
+            inner[name] = _inner_of(coupling, space.block)[None].to(device)
+    return Maps(whole, inner)
+
+
+def _inner_of(coupling: Permutation, block: int) -> Tensor:
+    """What a permutation does inside the pairs of blocks that it couples; the others stay in order."""
+    source = coupling.source.reshape(-1, block)
+    inner = torch.arange(block).repeat(len(source), len(source), 1)
+    inner[source[:, 0] // block, torch.arange(len(source))] = source % block
+    return inner

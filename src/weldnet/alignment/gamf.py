@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, final
 
-import torch
+from torch import Tensor
 
 from weldnet.affinity import Gaussian, InnerProduct, Kernel, VectorNorm
-from weldnet.alignment._ascent import WEIGHTINGS, Ascent, hard_sweeps, start
+from weldnet.alignment._ascent import WEIGHTINGS, Ascent, start
 from weldnet.alignment._method import Alignment, Problem
-from weldnet.assignment import Potentials, best_permutation, sinkhorn, standardise
+from weldnet.alignment._sweeps import hard_sweeps
+from weldnet.alignment._tree import Tree
+from weldnet.assignment import Potentials, block_sinkhorn, sinkhorn, standardise
 from weldnet.errors import UsageError
 from weldnet.structure import Space
 
@@ -31,8 +33,8 @@ class Gamf:
     replaces the space's couplings by Sinkhorn's plan at temperature tau, and tau falls from ``tau`` by ``gamma`` to
     ``tau_min``. Then Hungarian sweeps in alternating direction, until nothing moves: the result is never soft.
     Networks are taken in the order of their norm, so that neither their order nor the numbering of their units matters.
-    Spaces that others are nested in (groups, heads) are assigned exactly, and hard, throughout; there the start is the
-    identity, so that the numbering of units does matter.
+    A nested space (inside groups, inside heads) has an inner plan for every pair of blocks; what that is worth joins
+    the scores of the blocks.
 
     Args:
         sigma: width of the Gaussian kernel in units of each tensor's mean square; ``inf`` is the inner product.
@@ -113,46 +115,65 @@ class Gamf:
         """Bring the couplings from uniform to nearly hard, then to the nearest permutations; count the sweeps."""
         kernel = self._kernel()
         roots = ascent.structure.roots
-        soft = [s for s in roots if len(ascent.structure.tree(s.name)) == 1]
-        for space in soft:
-            uniform = torch.full((len(ascent.moving), space.size, space.size), 1 / space.size, device=ascent.device)
-            ascent.couplings[space.name] = uniform
+        ascent.soften()
         warm: dict[str, Potentials] = {}
         count = 0
         directions = itertools.cycle([roots, roots[::-1]])
         limit = max(1, round(self.sweeps / len(ascent.moving)))
         for tau in _temperatures(self.tau, self.gamma, self.tau_min):
+            rule = _Soft(tau, self.sinkhorn_iterations, warm)
             previous: Space | None = None
             for _ in range(limit):
                 count += 1
                 moved = 0.0
                 for root in next(directions):
                     if root != previous:  # turning round, the last space has seen no news
-                        moved += self._visit(ascent, kernel, root, tau, warm)
+                        moved += _visit(ascent, kernel, root, rule)
                     previous = root
-                if moved <= self.settled * max(1, sum(s.size for s in soft)):
+                if moved <= self.settled * max(1, sum(s.size for s in ascent.structure.spaces)):
                     break
-        for space in soft:
-            plans = ascent.couplings[space.name]
-            ascent.couplings[space.name] = torch.stack([best_permutation(plan) for plan in plans]).to(ascent.device)
+        ascent.harden()
         return count
 
-    def _visit(self, ascent: Ascent, kernel: Kernel, root: Space, tau: float, warm: dict[str, Potentials]) -> float:
-        """Update one root space; return how many units' mass moved, averaged over the networks."""
-        if ascent.structure.children(root.name):
-            ascent.assign(root, kernel)
-            return 0.0
-        couplings, moved = ascent.couplings[root.name], 0.0
-        pool = ascent.pool(root, kernel)
-        for k in ascent.moving:
-            key = f"{root.name}/{k}"
-            scores = standardise(pool.scores(k))
-            plan, warm[key] = sinkhorn(scores, tau, iterations=self.sinkhorn_iterations, start=warm.get(key))
-            moved += float((plan - couplings[k - 1]).abs().sum()) / 2
-            couplings[k - 1] = plan
-            if k != ascent.moving[-1]:
-                pool.replace(k, plan)
-        return moved / len(ascent.moving)
+
+@dataclass(frozen=True)
+class _Soft:
+    """Sinkhorn's plans at one temperature, warm-started."""
+
+    temperature: float
+    iterations: int
+    warm: dict[str, Potentials]
+
+    def inside(self, space: str, k: int, blocks: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inner plans and the free energies of all pairs of blocks."""
+        key = f"{space}/{k}"
+        found = block_sinkhorn(blocks, self.temperature, iterations=self.iterations, start=self.warm.get(key))
+        self.warm[key] = found.potentials
+        return found.plans, found.values
+
+    def outside(self, space: str, k: int, scores: Tensor, old: Tensor) -> Tensor:
+        """Return the plan of a root space."""
+        key = f"{space}/{k}"
+        plan, self.warm[key] = sinkhorn(
+            standardise(scores), self.temperature, iterations=self.iterations, start=self.warm.get(key)
+        )
+        return plan
+
+
+def _visit(ascent: Ascent, kernel: Kernel, root: Space, rule: _Soft) -> float:
+    """Update one root space and what is nested in it; return how many units' mass moved, averaged over the networks."""
+    if ascent.structure.children(root.name):
+        tree = Tree(ascent, root, kernel)
+        return sum(tree.update(k, rule) for k in ascent.moving) / len(ascent.moving)
+    couplings, moved = ascent.couplings[root.name], 0.0
+    pool = ascent.pool(root, kernel)
+    for k in ascent.moving:
+        plan = rule.outside(root.name, k, pool.scores(k), couplings[k - 1])
+        moved += float((plan - couplings[k - 1]).abs().sum()) / 2
+        couplings[k - 1] = plan
+        if k != ascent.moving[-1]:
+            pool.replace(k, plan)
+    return moved / len(ascent.moving)
 
 
 def _temperatures(tau: float, gamma: float, tau_min: float) -> Iterator[float]:

@@ -9,8 +9,9 @@ from typing import final
 import torch
 
 from weldnet.affinity import InnerProduct
-from weldnet.alignment._ascent import hard_sweeps, start
+from weldnet.alignment._ascent import start
 from weldnet.alignment._method import Alignment, Problem
+from weldnet.alignment._sweeps import hard_sweeps
 from weldnet.errors import UsageError
 from weldnet.structure import Space
 

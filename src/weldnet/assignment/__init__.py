@@ -1,16 +1,23 @@
 """Assignment: scores in, couplings out. Pure mathematics that knows no network."""
 
-from weldnet.assignment._coupling import Permutation
+from weldnet.assignment._coupling import Coupling, NestedPlan, Permutation, Plan
 from weldnet.assignment._linear import best_permutation
-from weldnet.assignment._nested import Nest, best_nested_permutations
+from weldnet.assignment._nested import BlockPlans, as_blocks, best_inside, block_sinkhorn, fit_inside, unfold
 from weldnet.assignment._sinkhorn import Potentials, sinkhorn, standardise
 
 __all__ = [
-    "Nest",
+    "BlockPlans",
+    "Coupling",
+    "NestedPlan",
     "Permutation",
+    "Plan",
     "Potentials",
-    "best_nested_permutations",
+    "as_blocks",
+    "best_inside",
     "best_permutation",
+    "block_sinkhorn",
+    "fit_inside",
     "sinkhorn",
     "standardise",
+    "unfold",
 ]

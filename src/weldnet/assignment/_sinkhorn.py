@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Potentials", "sinkhorn", "standardise"]
+__all__ = ["Potentials", "sinkhorn", "spread", "standardise"]
 
 
 class Potentials(NamedTuple):
@@ -28,11 +28,26 @@ def standardise(scores: Tensor) -> Tensor:
     Returns:
         The same shape; zeros where all scores are equal.
     """
+    return spread(scores)[0]
+
+
+def spread(scores: Tensor, *, pooled: bool = False) -> tuple[Tensor, Tensor]:
+    """Standardise scores, and return the standard deviation too; ``pooled``: one for all members of a stack.
+
+    Returns:
+        Scores as :func:`standardise` gives them, and deviations of shape (..., 1, 1), or () if pooled.
+    """
     centred = scores - scores.mean(-1, keepdim=True)
     centred = centred - centred.mean(-2, keepdim=True)
-    deviation = centred.square().mean((-2, -1), keepdim=True).sqrt()
-    noise = torch.finfo(scores.dtype).eps * scores.abs().amax((-2, -1), keepdim=True)
-    return torch.where(deviation > 8 * noise, centred / deviation.clamp_min(torch.finfo(scores.dtype).tiny), 0.0)
+    if pooled:
+        deviation, size = centred.square().mean().sqrt(), scores.abs().amax()
+    else:
+        deviation = centred.square().mean((-2, -1), keepdim=True).sqrt()
+        size = scores.abs().amax((-2, -1), keepdim=True)
+    noise = torch.finfo(scores.dtype).eps * size
+    return torch.where(
+        deviation > 8 * noise, centred / deviation.clamp_min(torch.finfo(scores.dtype).tiny), 0.0
+    ), deviation
 
 
 def sinkhorn(

@@ -1,0 +1,96 @@
+"""Scores of one space, summed over the places where its units lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from weldnet.affinity import Kernel, Pool
+from weldnet.structure import Place, Space
+
+__all__ = ["Entry", "SpacePool", "block_pool"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place's share in the scores of its space.
+
+    Args:
+        place: where.
+        weight: how much its tensor counts.
+        pool: all networks' features there.
+        inside: spaces whose inner couplings say how blocks are to be compared, where the axis depends on blocks.
+    """
+
+    place: Place
+    weight: float
+    pool: Pool
+    inside: frozenset[str] = frozenset()
+
+
+@dataclass
+class SpacePool:
+    """The pools of a space's places, weighted."""
+
+    space: Space
+    entries: list[Entry]
+    device: torch.device
+
+    def scores(self, k: int) -> Tensor:
+        """Return how well the units of network ``k`` fit the universe, shape (units, universe)."""
+        return self.split_scores(k, {})[0]
+
+    def split_scores(self, k: int, apart: Mapping[Place, str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scores, and the sums over some of the places, by the names that ``apart`` gives them."""
+        total = torch.zeros(self.space.size, self.space.size, device=self.device)
+        parts: dict[str, Tensor] = {}
+        for entry in self.entries:
+            scores = entry.pool.scores(k)
+            total.add_(scores, alpha=entry.weight)
+            if entry.place in apart:
+                part = parts.setdefault(apart[entry.place], torch.zeros_like(total))
+                part.add_(scores, alpha=entry.weight)
+        return total, parts
+
+    def replace(self, k: int, coupling: Tensor) -> None:
+        """Give network ``k`` another coupling."""
+        for entry in self.entries:
+            entry.pool.replace(k, coupling)
+
+
+def block_pool(kernel: Kernel, anchor: Tensor, rows: Tensor, couplings: Sequence[Tensor]) -> Pool:
+    """Pool features that depend on the universe block which they are compared with.
+
+    Args:
+        kernel: how alike features are.
+        anchor: the anchor's features, shape (units, d).
+        rows: the other networks', shape (networks - 1, blocks, units, d).
+        couplings: of the other networks: integer sources (universe,) or soft matrices (units, universe).
+    """
+    ours = anchor.reshape(rows.shape[1], -1, anchor.shape[-1])
+    pools = [
+        kernel.pool([own, *rows[:, u]], [_columns(c, u, len(own)) for c in couplings]) for u, own in enumerate(ours)
+    ]
+    return _BlockPool(pools, ours.shape[1])
+
+
+@dataclass
+class _BlockPool:
+    """One pool for each universe block."""
+
+    pools: list[Pool] = field(repr=False)
+    block: int
+
+    def scores(self, k: int) -> Tensor:
+        return torch.cat([pool.scores(k) for pool in self.pools], dim=1)
+
+    def replace(self, k: int, coupling: Tensor, rows: Tensor | None = None) -> None:
+        for u, pool in enumerate(self.pools):
+            pool.replace(k, _columns(coupling, u, self.block), None if rows is None else rows[u])
+
+
+def _columns(coupling: Tensor, block: int, size: int) -> Tensor:
+    return coupling[..., block * size : (block + 1) * size]

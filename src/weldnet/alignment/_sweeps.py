@@ -1,0 +1,125 @@
+"""Hard sweeps: space after space gets its best permutations, until nothing moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from weldnet.affinity import Kernel
+from weldnet.alignment._ascent import Ascent
+from weldnet.alignment._tree import Best, Only, Rule, Tree, is_entangled
+from weldnet.assignment import best_permutation
+from weldnet.structure import Space
+
+__all__ = ["assign", "hard_sweeps"]
+
+
+def hard_sweeps(ascent: Ascent, kernel: Kernel, orders: Iterable[Sequence[Space]]) -> tuple[int, bool]:
+    """Assign space after space until a whole sweep moves nothing.
+
+    Returns:
+        The number of sweeps, and whether the last one moved nothing.
+    """
+    sweeps = 0
+    for order in orders:
+        sweeps += 1
+        moved = [assign(ascent, root, kernel) for root in order]  # every one, not only up to the first that moves
+        if not any(moved):
+            return sweeps, True
+    return sweeps, False
+
+
+def assign(ascent: Ascent, root: Space, kernel: Kernel) -> bool:
+    """Give every network in turn the best hard couplings of a root space and what is nested in it.
+
+    Returns:
+        Whether anything moved.
+    """
+    tree = ascent.structure.tree(root.name)
+    entangled = is_entangled(ascent.structure, tree)
+    if len(tree) == 1:
+        return _assign_flat(ascent, root, kernel, entangled)
+    pools = Tree(ascent, root, kernel)
+    moved = False
+    for k in ascent.moving:
+        if not entangled:
+            old = _snapshot(ascent, tree, k)
+            pools.update(k, Best())
+            moved |= _differs(ascent, old, k)
+            continue
+        for rule in (Best(), *(Only(Best(), space.name) for space in tree)):
+            if _climbs(ascent, root, kernel, pools, rule, k):
+                moved = True
+                break
+            pools = Tree(ascent, root, kernel)
+    return moved
+
+
+def _assign_flat(ascent: Ascent, space: Space, kernel: Kernel, entangled: bool) -> bool:
+    pool, couplings = ascent.pool(space, kernel), ascent.couplings[space.name]
+    moved = False
+    for k in ascent.moving:
+        scores = pool.scores(k)
+        source = best_permutation(scores)
+        if not _improves(scores, source, couplings[k - 1]):
+            continue
+        if not entangled:
+            moved = True
+            couplings[k - 1] = source
+            pool.replace(k, couplings[k - 1])
+            continue
+        old, before = couplings[k - 1].clone(), ascent.fit([space], kernel, k)
+        couplings[k - 1] = source
+        if _higher(ascent.fit([space], kernel, k), before):
+            moved = True
+            pool = ascent.pool(space, kernel)
+        else:
+            couplings[k - 1] = old
+    return moved
+
+
+def _improves(scores: Tensor, source: Tensor, old: Tensor) -> bool:
+    """Whether a new coupling raises the scores by more than float32 can tell: else moving would only cycle."""
+    universe, table = torch.arange(len(source)), scores.double().cpu()
+    gain = float(table[source, universe].sum() - table[old.cpu(), universe].sum())
+    return gain > 1e-6 * float(table.abs().amax(0).sum())
+
+
+def _climbs(ascent: Ascent, root: Space, kernel: Kernel, pools: Tree, rule: Rule, k: int) -> bool:
+    """Move network ``k`` if that really is better; else leave it where it was.
+
+    Where a tensor has two axes in one tree, the scores hold only while the other axis stays. Moving both by them could
+    go down, and cycle.
+    """
+    tree = ascent.structure.tree(root.name)
+    old, before = _snapshot(ascent, tree, k), ascent.fit(tree, kernel, k)
+    pools.update(k, rule)
+    if _differs(ascent, old, k) and _higher(ascent.fit(tree, kernel, k), before):
+        return True
+    for store, values in zip((ascent.couplings, ascent.inner), old, strict=True):
+        for name, value in values.items():
+            store[name][k - 1] = value
+    return False
+
+
+def _higher(after: float, before: float) -> bool:
+    return after > before + 1e-6 * abs(before)
+
+
+#: One network's couplings and inner couplings in a tree.
+_State = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def _snapshot(ascent: Ascent, tree: Sequence[Space], k: int) -> _State:
+    couplings = {space.name: ascent.couplings[space.name][k - 1].clone() for space in tree}
+    return couplings, {s.name: ascent.inner[s.name][k - 1].clone() for s in tree if s.parent is not None}
+
+
+def _differs(ascent: Ascent, old: _State, k: int) -> bool:
+    return any(
+        not torch.equal(store[name][k - 1], value)
+        for store, values in zip((ascent.couplings, ascent.inner), old, strict=True)
+        for name, value in values.items()
+    )
