@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from weldnet.errors import WeldnetError
     from weldnet.evaluation import Barrier, Metrics, barrier, evaluate
     from weldnet.fusion import BatchNormReset, Fusion, Report, average, fuse
-    from weldnet.structure import Check, Place, Space, Structure, capture, check
+    from weldnet.structure import Check, Place, Power, Space, Structure, capture, check, power
 
 _HOME = {
     "weldnet.alignment": ("METHODS", "Alignment", "Gamf", "Identity", "WeightMatching", "align", "transport"),
@@ -24,7 +24,7 @@ _HOME = {
     "weldnet.errors": ("WeldnetError",),
     "weldnet.evaluation": ("Barrier", "Metrics", "barrier", "evaluate"),
     "weldnet.fusion": ("BatchNormReset", "Fusion", "Report", "average", "fuse"),
-    "weldnet.structure": ("Check", "Place", "Space", "Structure", "capture", "check"),
+    "weldnet.structure": ("Check", "Place", "Power", "Space", "Structure", "capture", "check", "power"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -39,6 +39,7 @@ __all__ = [
     "Identity",
     "Metrics",
     "Place",
+    "Power",
     "Report",
     "Space",
     "Structure",
@@ -53,6 +54,7 @@ __all__ = [
     "evaluate",
     "fuse",
     "load",
+    "power",
     "transport",
 ]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from weldnet._modules import forget_cached
 from weldnet.checkpoints._text import listing, plural
 from weldnet.errors import CheckpointError
 
@@ -108,6 +109,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     for key, target in _tensors(model).items():
         if key in state:
             _overwrite(target, state[key])
+    forget_cached(model)
 
 
 def tied_keys(model: nn.Module) -> dict[str, list[str]]:

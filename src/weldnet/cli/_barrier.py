@@ -16,10 +16,12 @@ from weldnet.cli._common import (
     Method,
     ModelSpec,
     Options,
+    Outputs,
     Seed,
     Split,
     emit,
     parse_options,
+    parse_outputs,
     print_json,
     show,
     stray_prints_to_stderr,
@@ -44,6 +46,7 @@ def barrier(
     points: Annotated[int, typer.Option("--points", min=2, help="Positions on the line, both ends included.")] = 25,
     method: Method = "gamf",
     option: Options = None,
+    outputs: Outputs = None,
     seed: Seed = 0,
     device: Device = None,
     json: Json = False,
@@ -60,15 +63,14 @@ def barrier(
     from weldnet.alignment import describe
     from weldnet.cli._data import load_labelled
     from weldnet.cli._method import check_device, choose_method
-    from weldnet.cli._model import build_model
-    from weldnet.cli._networks import load_networks
+    from weldnet.cli._networks import gather_networks
 
     chosen = choose_method(method, parse_options(option))
     check_device(device)
-    networks = load_networks(build_model(model), [first, second])
+    networks = gather_networks(model, [first, second])
     images = load_labelled(data, split)
     with stray_prints_to_stderr():
-        a, b, moved = _aligned(networks, example_input, chosen, seed, device)
+        a, b, moved = _aligned(networks, example_input, parse_outputs(outputs), chosen, seed, device)
         before = _measure(a, b, images, points, device)
         after = _measure(a, moved, images, points, device)
     if json:
@@ -103,7 +105,7 @@ class _Curve:
 
 
 def _aligned(
-    networks: dict[str, nn.Module], spec: str, method: Any, seed: int, device: str | None
+    networks: dict[str, nn.Module], spec: str, outputs: list[str] | None, method: Any, seed: int, device: str | None
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Return A, B, and B carried to A's order of units."""
     import copy
@@ -115,7 +117,7 @@ def _aligned(
 
     (name_a, a), (name_b, b) = networks.items()
     example_input = make_input(spec, a, seed=seed)
-    structure = capture(a, example_input)
+    structure = capture(a, example_input, outputs)
     check(b, make_input(spec, b, seed=seed), structure, seed=seed)
     alignment = align(networks, structure, method=method, seed=seed, device=device).relative_to(name_a)
     moved = copy.deepcopy(b)

@@ -3,38 +3,71 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Annotated
 
-from weldnet.cli._common import Checkpoints, InputSpec, Json, ModelSpec, Seed, emit, print_json, stray_prints_to_stderr
+import typer
+
+from weldnet.cli._common import (
+    Checkpoints,
+    FolderInput,
+    FolderModel,
+    Json,
+    Outputs,
+    Seed,
+    emit,
+    parse_outputs,
+    print_json,
+    stray_prints_to_stderr,
+)
 
 __all__ = ["check"]
 
 
 def check(
-    checkpoints: Checkpoints, model: ModelSpec, example_input: InputSpec, seed: Seed = 0, json: Json = False
+    checkpoints: Checkpoints,
+    model: FolderModel = None,
+    example_input: FolderInput = None,
+    outputs: Outputs = None,
+    measure_power: Annotated[
+        bool, typer.Option("--power/--no-power", help="Also show what the proof would notice: a pass for each tensor.")
+    ] = True,
+    seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Prove that renumbering the units of each network leaves its output unchanged (in float64).
 
+    The power of a tensor is how much the output changes if it alone is forgotten, on random weights that keep all units
+    alive; the same for networks of one architecture.
+
     Checkpoints may be .safetensors, .pt, .pth, .bin, .ckpt, an .index.json, or a folder with one of them.
     """
-    from weldnet.cli._early import require_files
+    from weldnet.cli._early import require_files, require_model
 
     require_files(checkpoints)
+    require_model(model, example_input, checkpoints, "check")
     from weldnet.cli._input import make_input
-    from weldnet.cli._model import build_model
-    from weldnet.cli._networks import load_networks
-    from weldnet.structure import capture
+    from weldnet.cli._networks import gather_networks
+    from weldnet.structure import capture, power
     from weldnet.structure import check as run_check
 
-    networks = load_networks(build_model(model), checkpoints)
+    networks = gather_networks(model, checkpoints)
     first = next(iter(networks.values()))
     with stray_prints_to_stderr():
-        structure = capture(first, make_input(example_input, first, seed=seed))
+        x = make_input(example_input, first, seed=seed)
+        structure = capture(first, x, parse_outputs(outputs))
         results = {
-            name: run_check(network, make_input(example_input, network, seed=seed), structure, seed=seed)
+            name: run_check(
+                network, make_input(example_input, network, seed=seed) if example_input else x, structure, seed=seed
+            )
             for name, network in networks.items()
         }
+        found = power(first, x, structure, seed=seed) if measure_power else None
     if json:
-        print_json({name: {"passed": True, **asdict(result)} for name, result in results.items()})
+        measured = {} if found is None else {"power": found.to_dict()}
+        print_json({name: {"passed": True, **asdict(result), **measured} for name, result in results.items()})
         return
+    evidence, *more = str(found).splitlines() if found is not None else [""]
     for name, result in results.items():
-        emit(f"{name}  {result}")
+        emit(f"{name}  {result}" + (f"; {evidence}" if evidence else ""))
+    for line in more:
+        emit(line)

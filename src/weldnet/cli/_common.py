@@ -17,16 +17,21 @@ __all__ = [
     "Checkpoints",
     "Data",
     "Device",
+    "FolderInput",
+    "FolderModel",
     "InputSpec",
     "Json",
     "Method",
     "ModelSpec",
     "Options",
+    "Outputs",
+    "Route",
     "Seed",
     "Split",
     "emit",
     "interactive",
     "parse_options",
+    "parse_outputs",
     "parse_scalar",
     "print_json",
     "say",
@@ -34,8 +39,14 @@ __all__ = [
     "stray_prints_to_stderr",
 ]
 
-MODEL_HELP = "Who builds the network: pkg.mod:factory, path/to/file.py:factory, or a name such as vgg11?width=0.25."
-INPUT_HELP = "What the network takes: 1,3,32,32 or 1,16:int64 (several: ';' between), or a saved tensor."
+MODEL_HELP = (
+    "Who builds the network: pkg.mod:factory, path/to/file.py:factory, a folder with a config.json, or a name such as "
+    "vgg11?width=0.25."
+)
+INPUT_HELP = (
+    "What the network takes: 1,3,32,32, or 1,16:int64, or '1,16:int64<100' (random below 100); several with ';' "
+    "between; by name as in ids=1,16:int64; or a file with tensors."
+)
 
 NETWORKS_HELP = "Trained weights: .safetensors, .pt, .pth, .bin, .ckpt, an .index.json or a folder."
 
@@ -43,6 +54,15 @@ Checkpoint = Annotated[Path | None, typer.Argument(metavar="[CHECKPOINT]", help=
 Checkpoints = Annotated[list[Path], typer.Argument(metavar="A [B ...]", help=NETWORKS_HELP, show_default=False)]
 ModelSpec = Annotated[str, typer.Option("--model", metavar="SPEC", help=MODEL_HELP)]
 InputSpec = Annotated[str, typer.Option("--input", metavar="SPEC", help=INPUT_HELP)]
+FOLDERS_DO_WITHOUT = "(required, except for folders with a config.json)"
+FolderModel = Annotated[
+    str | None,
+    typer.Option("--model", metavar="SPEC", help=f"{MODEL_HELP} {FOLDERS_DO_WITHOUT}", show_default=False),
+]
+FolderInput = Annotated[
+    str | None,
+    typer.Option("--input", metavar="SPEC", help=f"{INPUT_HELP} {FOLDERS_DO_WITHOUT}", show_default=False),
+]
 DATA_METAVAR = "SPEC"
 DATA_NOTE = (
     "Names and folders are normalised by weldnet (how is said on stderr). For other preprocessing give "
@@ -61,6 +81,10 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="KEY=VALUE", help="An option of the method, such as sigma=4.", show_default=False),
 ]
+OUTPUTS_HELP = "What counts as output, in what the network returns: logits, or 0,1.hidden. (default: what it answers)"
+Outputs = Annotated[str | None, typer.Option("--outputs", metavar="NAME,...", help=OUTPUTS_HELP, show_default=False)]
+ROUTE_HELP = "How the operations are found: dispatch (one forward pass), export (torch.export), or auto."
+Route = Annotated[str, typer.Option("--route", help=ROUTE_HELP)]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
 Device = Annotated[str | None, typer.Option("--device", help="Where to compute: cpu, cuda, ...", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -122,6 +146,15 @@ def parse_options(pairs: Sequence[str] | None) -> dict[str, Any]:
             raise UsageError(f"--option {pair!r} is not KEY=VALUE; write it as in --option sigma=4")
         options[key.strip()] = parse_scalar(value.strip())
     return options
+
+
+def parse_outputs(text: str | None) -> list[str] | None:
+    """Read the names of outputs, with commas between.
+
+    >>> parse_outputs("logits, aux"), parse_outputs(None)
+    (['logits', 'aux'], None)
+    """
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def parse_scalar(text: str) -> Any:

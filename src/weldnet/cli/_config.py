@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from weldnet.cli._common import parse_outputs
 from weldnet.cli._early import a_type
 from weldnet.errors import ConfigError, UsageError
 
@@ -21,6 +22,11 @@ def _numbers(value: object) -> object:
     return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _names(value: object) -> object:
+    """Read ``logits,aux`` as a list of names."""
+    return parse_outputs(value) if isinstance(value, str) else value
+
+
 class FuseConfig(BaseModel):
     """Everything that ``weldnet fuse`` can be told; the keys of a config file."""
 
@@ -30,6 +36,7 @@ class FuseConfig(BaseModel):
     output: Path | None = None
     model: str | None = None
     input: str | None = None
+    outputs: Annotated[list[str] | None, BeforeValidator(_names)] = None
     method: str = "gamf"
     options: dict[str, Any] = {}
     weights: Annotated[list[float] | dict[str, float] | None, BeforeValidator(_numbers)] = None

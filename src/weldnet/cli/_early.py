@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from weldnet._shares import check_weights
@@ -16,19 +17,24 @@ __all__ = [
     "METHOD_NAMES",
     "REPAIR_NAMES",
     "REPORT_SUFFIXES",
+    "ROUTE_NAMES",
     "WRITTEN_SUFFIXES",
     "a_type",
     "check_data",
     "check_method",
+    "check_route",
     "check_weights",
     "close",
     "is_factory",
+    "is_pretrained",
     "refuse_overwriting",
     "refuse_suffix",
     "require_files",
+    "require_model",
 ]
 
 METHOD_NAMES = ("identity", "weight_matching", "gamf")
+ROUTE_NAMES = ("auto", "dispatch", "export")
 REPAIR_NAMES = ("auto", "none", "data")
 WRITTEN_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 REPORT_SUFFIXES = (".html", ".json", ".md")
@@ -62,6 +68,12 @@ def check_method(name: str) -> None:
         raise UsageError(f"unknown method {name!r}{close(name, METHOD_NAMES)}; weldnet has {known}")
 
 
+def check_route(name: str) -> None:
+    """Raise UsageError for a capture route that weldnet does not have."""
+    if name not in ROUTE_NAMES:
+        raise UsageError(f"unknown route {name!r}{close(name, ROUTE_NAMES)}; the routes are {', '.join(ROUTE_NAMES)}")
+
+
 def require_files(files: Iterable[Path]) -> None:
     """Raise CheckpointError for the first checkpoint that is not there."""
     for file in files:
@@ -72,6 +84,27 @@ def require_files(files: Iterable[Path]) -> None:
 def is_factory(source: str) -> bool:
     """Say whether ``--data`` names the user's own factory, as in ``file.py:factory``."""
     return ":" in source and not Path(source).expanduser().is_dir()
+
+
+def is_pretrained(folder: Path) -> bool:
+    """Say whether a folder is one of the transformers library: its ``config.json`` names the kind of network."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and ("architectures" in config or "model_type" in config)
+
+
+def require_model(model: str | None, example_input: str | None, files: Sequence[Path], command: str) -> None:
+    """Raise UsageError if nothing says which network it is, or what it takes: folders of transformers do."""
+    plain = [str(file) for file in files if not is_pretrained(file)]
+    missing = ["--model SPEC"] if model is None and (plain or not files) else []
+    brings_none = bool(plain) or not files if model is None else not is_pretrained(Path(model))
+    if example_input is None and brings_none:
+        missing.append("--input SPEC")
+    if missing:
+        why = f"{plain[0]!r} is no folder with a config.json that says it; " if plain else ""
+        raise UsageError(f"{command} needs {' and '.join(missing)}; {why}see weldnet {command} --help")
 
 
 def check_data(source: str) -> None:

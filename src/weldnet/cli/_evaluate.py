@@ -38,13 +38,12 @@ def evaluate(
     check_data(data)
     from weldnet.cli._data import load_labelled
     from weldnet.cli._method import check_device
-    from weldnet.cli._model import build_model
-    from weldnet.cli._networks import load_networks
+    from weldnet.cli._networks import gather_networks
     from weldnet.evaluation import ensemble_metrics
     from weldnet.evaluation import evaluate as measure
 
     check_device(device)
-    networks = load_networks(build_model(model), checkpoints)
+    networks = gather_networks(model, checkpoints)
     images = load_labelled(data, split)
     scores = {name: measure(network, images, device=device) for name, network in networks.items()}
     together = ensemble_metrics(list(networks.values()), images, device=device) if ensemble else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,14 +12,16 @@ import typer
 from weldnet.cli._common import (
     DATA_METAVAR,
     DATA_NOTE,
-    INPUT_HELP,
-    MODEL_HELP,
     NETWORKS_HELP,
+    FolderInput,
+    FolderModel,
     Json,
     Options,
+    Outputs,
     emit,
     interactive,
     parse_options,
+    parse_outputs,
     print_json,
     say,
     stray_prints_to_stderr,
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
     from weldnet.fusion import Fusion
 
 __all__ = ["fuse", "write_results"]
-
-_MODEL_HELP, _INPUT_HELP = f"{MODEL_HELP} (required)", f"{INPUT_HELP} (required)"
 
 
 def fuse(
@@ -44,11 +45,13 @@ def fuse(
             "-o",
             "--output",
             metavar="OUT",
-            help="The fused network: .safetensors, .pt, .pth or .bin. (required)",
+            help="The fused network: .safetensors, .pt, .pth or .bin; a new folder for parents with a config.json. "
+            "(required)",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="SPEC", help=_MODEL_HELP)] = None,
-    example_input: Annotated[str | None, typer.Option("--input", metavar="SPEC", help=_INPUT_HELP)] = None,
+    model: FolderModel = None,
+    example_input: FolderInput = None,
+    outputs: Outputs = None,
     method: Annotated[
         str | None, typer.Option("--method", help="gamf, weight_matching or identity. (default: gamf)")
     ] = None,
@@ -105,6 +108,7 @@ def fuse(
         "output": output,
         "model": model,
         "input": example_input,
+        "outputs": parse_outputs(outputs),
         "method": method,
         "options": parse_options(option),
         "weights": weights,
@@ -137,16 +141,13 @@ def _fuse(settings: FuseConfig) -> Fusion:
     _check_outputs(settings)
     from weldnet.cli._input import make_input
     from weldnet.cli._method import check_device, choose_method
-    from weldnet.cli._model import build_model
-    from weldnet.cli._networks import load_networks
+    from weldnet.cli._networks import gather_networks
     from weldnet.fusion import fuse
 
     choose_method(settings.method, settings.options)
     check_device(settings.device)
     _note_same_files(settings.networks)
-    assert settings.model is not None
-    assert settings.input is not None
-    networks = load_networks(build_model(settings.model), settings.networks)
+    networks = gather_networks(settings.model, settings.networks)
     first = next(iter(networks.values()))
     example_input = make_input(settings.input, first, seed=settings.seed)
     unlabelled, labelled = _load_data(settings)
@@ -154,6 +155,7 @@ def _fuse(settings: FuseConfig) -> Fusion:
         result = fuse(
             networks,
             example_input,
+            outputs=settings.outputs,
             method=settings.method,
             weights=settings.weights,
             repair=settings.repair,
@@ -180,6 +182,7 @@ def write_results(
         CheckpointError: one of the files cannot be written.
     """
     from weldnet.checkpoints import atomic_path
+    from weldnet.cli._pretrained import save_pretrained
     from weldnet.cli._report import render
 
     with ExitStack() as stack:
@@ -188,7 +191,10 @@ def write_results(
             stack.enter_context(atomic_path(report)).write_text(text, encoding="utf-8")
         if alignment is not None:
             _save_alignment(result, stack.enter_context(atomic_path(alignment)), alignment)
-        result.save(output, files=files)
+        if output.suffix:
+            result.save(output, files=files)
+        else:
+            save_pretrained(result.model, output, files[0], result.provenance(files))
 
 
 def _save_alignment(result: Fusion, temporary: Path, path: Path) -> None:
@@ -202,17 +208,24 @@ def _save_alignment(result: Fusion, temporary: Path, path: Path) -> None:
 
 def _check_settings(settings: FuseConfig) -> None:
     """Refuse what cannot be meant, before anything is read."""
-    from weldnet.cli._early import REPAIR_NAMES, check_data, check_method, check_weights, close, require_files
+    from weldnet.cli._early import (
+        REPAIR_NAMES,
+        check_data,
+        check_method,
+        check_weights,
+        close,
+        require_files,
+        require_model,
+    )
     from weldnet.errors import UsageError
 
     if len(settings.networks) < 2:
         found = f"only {str(settings.networks[0])!r}" if settings.networks else "no files"
         raise UsageError(f"fusing needs two networks or more and got {found}; see weldnet fuse --help")
-    needed = {"output": "-o OUT", "model": "--model SPEC", "input": "--input SPEC"}
-    missing = [word for key, word in needed.items() if getattr(settings, key) is None]
-    if missing:
-        raise UsageError(f"fusing needs {' and '.join(missing)}; see weldnet fuse --help")
+    if settings.output is None:
+        raise UsageError("fusing needs -o OUT; see weldnet fuse --help")
     require_files(settings.networks)
+    require_model(settings.model, settings.input, settings.networks, "fuse")
     check_method(settings.method)
     if settings.repair not in REPAIR_NAMES:
         hint = close(settings.repair, REPAIR_NAMES)
@@ -227,10 +240,20 @@ def _check_settings(settings: FuseConfig) -> None:
 
 
 def _check_outputs(settings: FuseConfig) -> None:
-    from weldnet.cli._early import REPORT_SUFFIXES, WRITTEN_SUFFIXES, refuse_overwriting, refuse_suffix
+    from weldnet.cli._early import (
+        REPORT_SUFFIXES,
+        WRITTEN_SUFFIXES,
+        is_pretrained,
+        refuse_overwriting,
+        refuse_suffix,
+    )
+    from weldnet.errors import UsageError
 
     assert settings.output is not None
-    refuse_suffix(settings.output, WRITTEN_SUFFIXES)
+    if settings.output.suffix or not all(map(is_pretrained, settings.networks)):
+        refuse_suffix(settings.output, WRITTEN_SUFFIXES)
+    elif os.path.lexists(settings.output):
+        raise UsageError(f"{str(settings.output)!r} is there already; a folder is written anew: choose another name")
     if settings.report is not None:
         refuse_suffix(settings.report, REPORT_SUFFIXES)
     if settings.alignment_out is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +18,24 @@ __all__ = ["float_dtype", "make_input"]
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _SAVED = (".pt", ".pth", ".bin", ".safetensors")
 _FORMS = (
-    "give a shape such as 1,3,32,32 or 1,16:int64 (several with ';' between), or a saved tensor (.pt, .safetensors)"
+    "give a shape such as 1,3,32,32, 1,16:int64 or '1,16:int64<100' (several with ';' between, by name as in "
+    "ids=1,16:int64), or a file with tensors (.pt, .safetensors)"
+)
+_PART = re.compile(
+    r"(?:(?P<name>[^\W\d]\w*)\s*=)?\s*(?P<shape>[^:<=]*?)\s*"
+    r"(?::\s*(?P<dtype>\w*)\s*)?(?:(?P<sign>[<=])\s*(?P<number>[^<=]*))?"
 )
 
 
-def make_input(spec: str, model: nn.Module, *, seed: int = 0) -> Any:
+def make_input(spec: str | None, model: nn.Module, *, seed: int = 0) -> Any:
     """Make the example input that a spec describes.
 
     Args:
-        spec: shapes (``1,3,32,32``; ``1,16:int64``; several with ``;`` between), or a file with a tensor, a tuple of
-            arguments or a dict of keyword arguments.
+        spec: shapes (``1,3,32,32``; ``1,16:int64``; ``1,16:int64<100``; ``1,16:bool=1``; several with ``;``
+            between; for keyword arguments ``ids=1,16:int64``), or a file with a tensor, a tuple of arguments or a dict
+            of keyword arguments. None for a network of the transformers library: its own example.
         model: a shape without a dtype takes the model's floating one.
-        seed: of the normal values of floating inputs; integer ones are zeros.
+        seed: of the normal values of floating inputs, and of integers below a limit; other integers are zeros.
 
     Raises:
         UsageError: the spec means nothing.
@@ -36,14 +43,24 @@ def make_input(spec: str, model: nn.Module, *, seed: int = 0) -> Any:
     """
     import torch
 
+    if spec is None:
+        return _own_example(model)
     if Path(spec).suffix in _SAVED:
         return _read(Path(spec))
     generator = torch.Generator().manual_seed(seed)
     default = float_dtype(model)
-    tensors = tuple(_tensor(part.strip(), default, generator) for part in spec.split(";") if part.strip())
-    if not tensors:
+    parts = [_tensor(part.strip(), default, generator) for part in spec.split(";") if part.strip()]
+    if not parts:
         raise UsageError(f"--input {spec!r} is empty; {_FORMS}")
-    return tensors[0] if len(tensors) == 1 else tensors
+    names = [name for name, _ in parts if name is not None]
+    if not names:
+        return parts[0][1] if len(parts) == 1 else tuple(tensor for _, tensor in parts)
+    if len(names) < len(parts):
+        raise UsageError(f"--input {spec!r} names {', '.join(names)} and not the rest; name all inputs or none")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--input {spec!r} names {twice} twice; give each input once")
+    return dict(parts)
 
 
 def float_dtype(model: nn.Module) -> torch.dtype:
@@ -53,20 +70,69 @@ def float_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _tensor(part: str, default: torch.dtype, generator: torch.Generator) -> Tensor:
+def _own_example(model: nn.Module) -> Any:
+    from weldnet.cli._pretrained import dummy_input
+
+    found = dummy_input(model)
+    if found is None:
+        raise UsageError(f"{type(model).__name__} brings no example input along: --input SPEC is needed; {_FORMS}")
+    return found
+
+
+def _tensor(part: str, default: torch.dtype, generator: torch.Generator) -> tuple[str | None, Tensor]:
+    """Read one input: its name, if it has one, and its values."""
     import torch
 
-    sizes, colon, word = part.partition(":")
-    dtype = _dtype(word.strip()) if colon else default
+    match = _PART.fullmatch(part)
+    if match is None:
+        raise UsageError(f"--input {part!r} is not a shape; {_FORMS}")
+    dtype = _dtype(match["dtype"]) if match["dtype"] is not None else default
+    shape = _shape(match["shape"], part)
+    if match["sign"]:
+        return match["name"], _chosen(match["sign"], _number(match["number"], part), shape, dtype, part, generator)
+    if not dtype.is_floating_point:
+        return match["name"], torch.zeros(shape, dtype=dtype)
+    return match["name"], torch.randn(shape, generator=generator).to(dtype)
+
+
+def _shape(text: str, part: str) -> list[int]:
     try:
-        shape = [int(size) for size in sizes.split(",")]
+        shape = [int(size) for size in text.split(",")]
     except ValueError:
         raise UsageError(f"--input {part!r} is not a shape; {_FORMS}") from None
     if min(shape) < 1:
         raise UsageError(f"--input {part!r} has a size below 1; {_FORMS}")
-    if not dtype.is_floating_point:
-        return torch.zeros(shape, dtype=dtype)
-    return torch.randn(shape, generator=generator).to(dtype)
+    return shape
+
+
+def _number(text: str, part: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(
+            f"--input {part!r} has {text.strip()!r} for a number; give an integer, as in 1,16:int64<100"
+        ) from None
+
+
+def _chosen(
+    sign: str, number: int, shape: list[int], dtype: torch.dtype, part: str, generator: torch.Generator
+) -> Tensor:
+    """Make random integers below a limit, or one value throughout."""
+    import torch
+
+    if sign == "=":
+        most = 1 if dtype == torch.bool else None if dtype.is_floating_point else torch.iinfo(dtype).max
+        if most is not None and not 0 <= number <= most:
+            raise UsageError(
+                f"--input {part!r}: {number} is no value from 0 to {most}, which {dtype} holds; choose one"
+            )
+        return torch.full(shape, number, dtype=dtype)
+    if dtype.is_floating_point:
+        raise UsageError(f"--input {part!r} has a limit on floating values; limits are for integers: 1,16:int64<100")
+    most = 2 if dtype == torch.bool else torch.iinfo(dtype).max
+    if not 1 <= number <= most:
+        raise UsageError(f"--input {part!r} has the limit {number}; give one from 1 to {most}, which {dtype} holds")
+    return torch.randint(number, shape, generator=generator).to(dtype)
 
 
 def _dtype(word: str) -> torch.dtype:
@@ -96,7 +162,8 @@ def _read(path: Path) -> Any:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"the example input {str(path)!r} cannot be read safely ({reason}); save plain tensors with torch.save"
+            f"the example input {str(path)!r} cannot be read safely ({reason}); save plain tensors with torch.save, "
+            "as in torch.save(dict(batch), 'input.pt')"
         ) from error
     leaves = pytree.tree_leaves(loaded)
     if not leaves or not any(isinstance(leaf, Tensor) for leaf in leaves):

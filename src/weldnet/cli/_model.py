@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["build_model", "find_factory"]
 
 _FACTORIES = "pkg.mod:factory or path/to/file.py:factory"
-_FORMS = "pkg.mod:factory, path/to/file.py:factory, or a name such as vgg11?width=0.25"
+_FORMS = "pkg.mod:factory, path/to/file.py:factory, a folder with a config.json, or a name such as vgg11?width=0.25"
 
 
 def build_model(spec: str, *, seed: int = 0) -> nn.Module:
@@ -32,7 +32,8 @@ def build_model(spec: str, *, seed: int = 0) -> nn.Module:
 
     Args:
         spec: ``pkg.mod:factory``, ``path/to/file.py:factory`` (both also from the current folder), or a name of
-            `weldnet.models.MODELS`; options follow as in ``vgg11?width=0.25&bias=false``.
+            `weldnet.models.MODELS`; options follow as in ``vgg11?width=0.25&bias=false``. Or a folder of the
+            transformers library, of which the ``config.json`` is read.
         seed: decides the initial weights.
 
     Raises:
@@ -41,6 +42,7 @@ def build_model(spec: str, *, seed: int = 0) -> nn.Module:
     """
     from torch import nn
 
+    from weldnet._modules import bare
     from weldnet.training import initialise
 
     head, _, tail = spec.partition("?")
@@ -58,22 +60,18 @@ def build_model(spec: str, *, seed: int = 0) -> nn.Module:
             ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"the factory {spec!r} returned {a_type(model)}; it must return a torch.nn.Module")
-    return _unwrapped(model)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Take a compiled or data-parallel wrapper off: checkpoints are read without its prefix."""
-    from torch import nn
-
-    inner = getattr(model, "_orig_mod", None)
-    if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inner = model.module
-    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
+    return bare(model)
 
 
 def _find_factory(head: str, options: dict[str, Any]) -> Callable[..., Any]:
     from weldnet.models import MODELS, build
 
+    if Path(head).is_dir():
+        if options:
+            raise UsageError(f"--model {head!r} is a folder and takes no options; change its config.json instead")
+        from weldnet.cli._pretrained import build_pretrained
+
+        return functools.partial(build_pretrained, Path(head))
     if ":" not in head:
         if head not in MODELS:
             raise UsageError(f"unknown model {head!r}{close(head, MODELS)}; give {_FORMS} (of {', '.join(MODELS)})")

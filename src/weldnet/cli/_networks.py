@@ -8,14 +8,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weldnet.cli._common import say
+from weldnet.cli._early import is_pretrained
 from weldnet.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_network", "load_networks", "name_files"]
+__all__ = ["gather_networks", "load_network", "name_files"]
 
 _INDEX = ".index.json"
+
+
+def gather_networks(spec: str | None, files: Sequence[Path]) -> dict[str, nn.Module]:
+    """Load networks by the names of `name_files`.
+
+    Args:
+        spec: the model; None if all files are folders of the transformers library, which say it themselves.
+        files: checkpoints.
+
+    Raises:
+        UsageError, ModelError: as `build_model`.
+        CheckpointError: as `load_network`; the folders hold networks of different architectures.
+    """
+    from weldnet.cli._model import build_model
+    from weldnet.cli._pretrained import load_pretrained, require_alike
+
+    names = name_files(files)
+    from_folders = spec is None or is_pretrained(Path(spec))
+    folders = [file for file in files if from_folders and is_pretrained(file)]
+    if folders:
+        require_alike(folders if spec is None else [Path(spec), *folders])
+    model = None if spec is None or len(folders) == len(files) else build_model(spec)
+    networks: dict[str, nn.Module] = {}
+    for name, file in zip(names, files, strict=True):
+        if file in folders:
+            networks[name] = load_pretrained(file, name)
+        else:
+            assert model is not None
+            networks[name] = load_network(model, file, name)
+    return networks
 
 
 def load_network(model: nn.Module, file: Path, name: str) -> nn.Module:
@@ -40,11 +71,6 @@ def load_network(model: nn.Module, file: Path, name: str) -> nn.Module:
         raise CheckpointError(f"{error}; {hint}") from error
     validate_finite(state, name)
     return network.eval()
-
-
-def load_networks(model: nn.Module, files: Sequence[Path]) -> dict[str, nn.Module]:
-    """Return one network for each file, by the names of `name_files`; errors as `load_network`."""
-    return {name: load_network(model, file, name) for name, file in zip(name_files(files), files, strict=True)}
 
 
 def name_files(files: Sequence[Path]) -> list[str]:

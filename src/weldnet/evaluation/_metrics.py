@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from weldnet.data import Split
 from weldnet.errors import DataError, ModelError, UsageError
+from weldnet.structure import output_tensors
 
 Labelled: TypeAlias = Split | Dataset[Any] | Iterable[tuple[Tensor, Tensor]]
 """A split, a dataset of (image, label) pairs, or (images, labels) batches such as a DataLoader's."""
@@ -172,13 +173,22 @@ def _fitted(images: Tensor, model: nn.Module) -> Tensor:
 
 def _forward(model: nn.Module, images: Tensor) -> Tensor:
     try:
-        logits = model(images)
+        result = model(images)
     except (RuntimeError, ValueError) as error:
         raise DataError(f"{_mismatch(model, images)} ({str(error).partition(chr(10))[0]})") from error
+    logits = _answer(result)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"the model's output is {got}; evaluation needs logits of ({len(images)}, classes)")
     return logits
+
+
+def _answer(result: Any) -> Any:
+    """Return the logits among named outputs, as the transformers library gives them; else what is returned."""
+    if not isinstance(result, Mapping):
+        return result
+    tensors = output_tensors(result)
+    return tensors[0] if len(tensors) == 1 else result
 
 
 def _mismatch(model: nn.Module, images: Tensor) -> str:

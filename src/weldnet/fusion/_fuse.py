@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from weldnet._arrays import find_device
+from weldnet._modules import bare
 from weldnet.alignment import (
     Alignment,
     AlignmentMethod,
@@ -84,16 +85,28 @@ class Fusion:
         Raises:
             CheckpointError: the file cannot be written; nothing is left behind.
         """
+        save(self.state_dict(), path, metadata=self.provenance(files))
+
+    def provenance(self, files: Sequence[str | os.PathLike[str]] = ()) -> dict[str, str]:
+        """Return where the fused network comes from, as :meth:`save` writes it.
+
+        Args:
+            files: the parents' checkpoints.
+
+        Raises:
+            CheckpointError: a parent's file cannot be read.
+        """
         metadata = provenance(files, dict(self.config), int(self.config.get("seed", 0)))
         if not files:
             metadata["parents"] = json.dumps([{"name": n, "tensors_sha256": h} for n, h in self.parents.items()])
-        save(self.state_dict(), path, metadata=metadata)
+        return metadata
 
 
 def fuse(
     networks: Sequence[nn.Module] | Mapping[str, nn.Module],
     example_input: Any,
     *,
+    outputs: str | Sequence[str] | None = None,
     method: str | AlignmentMethod = "gamf",
     weights: Sequence[float] | Mapping[str, float] | None = None,
     repair: str | Repair = "auto",
@@ -114,6 +127,7 @@ def fuse(
     Args:
         networks: modules of one architecture, in a list (named ``"a"``, ``"b"``, ...) or by name; not changed.
         example_input: what the networks take: a tensor, a tuple of arguments or a dict of keyword arguments.
+        outputs: key paths of what counts as output in what the networks return, as for :func:`weldnet.capture`.
         method: ``"gamf"``, ``"weight_matching"``, ``"identity"``, or a method object such as ``Gamf(sigma=4.0)``.
         weights: shares of the networks in the average, summing to 1; a sequence or by name; equal if None.
         repair: ``"auto"`` (re-estimate BatchNorm statistics if there are any and ``data`` is given), ``"none"``,
@@ -156,7 +170,8 @@ def fuse(
     names = list(states)
     if len(names) < 2:
         raise UsageError(f"fusing needs two networks or more; got {len(names)}")
-    modules = dict(zip(names, networks.values() if isinstance(networks, Mapping) else networks, strict=True))
+    given = networks.values() if isinstance(networks, Mapping) else networks
+    modules = {name: bare(network) for name, network in zip(names, given, strict=True)}
     shares = normalise_weights(_by_name(weights, names), len(names))
     target = find_device(device)
     match_states(states)
@@ -165,7 +180,7 @@ def fuse(
     clock = _Clock(progress)
 
     with clock.step("capture"):
-        structure = capture(modules[names[0]], example_input)
+        structure = capture(modules[names[0]], example_input, outputs)
     proof = "not made (check=False)"
     if check:
         with clock.step("check"):
@@ -176,7 +191,9 @@ def fuse(
     with clock.step("transport"):
         moved = {name: transport(state, structure, alignment[name]) for name, state in states.items()}
         errors = (
-            {name: _equivalence(modules[name], moved[name], example_input, seed) for name in names} if check else {}
+            {name: _equivalence(modules[name], moved[name], example_input, structure, seed) for name in names}
+            if check
+            else {}
         )
     with clock.step("average"):
         fused = _with_state(modules[names[0]], average(list(moved.values()), shares))
@@ -205,6 +222,7 @@ def fuse(
     )
     config = {
         "method": repr(chosen),
+        "outputs": list(structure.outputs),
         "weights": dict(zip(names, shares, strict=True)),
         "repair": repaired,
         "check": check,
@@ -262,9 +280,11 @@ def _by_name(weights: Sequence[float] | Mapping[str, float] | None, names: Seque
     return [weights[name] for name in names]
 
 
-def _equivalence(module: nn.Module, moved: Mapping[str, Tensor], example_input: Any, seed: int) -> float:
+def _equivalence(
+    module: nn.Module, moved: Mapping[str, Tensor], example_input: Any, structure: Structure, seed: int
+) -> float:
     """The proof on the alignment itself: the transported parent still answers as the parent does."""
-    referee = Referee(module, example_input, torch.Generator().manual_seed(seed))
+    referee = Referee(module, example_input, torch.Generator().manual_seed(seed), structure.outputs)
     error = referee.error({k: t.to("cpu", referee.state[k].dtype) for k, t in moved.items()})
     if not error <= referee.tolerance:
         raise StructureError(
