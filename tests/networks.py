@@ -42,7 +42,7 @@ class Network:
     shape: tuple[int, ...] = ()
     free: tuple[int, ...] | None = None
     inputs: Callable[[], Any] | None = None
-    unknown: frozenset[str] | None = frozenset()  # None: whatever this version of torch makes of it
+    unknown: frozenset[str] = frozenset()
     deaf: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -229,7 +229,7 @@ def _table() -> list[Network]:
     def act(*layers: nn.Module) -> list[Network]:
         return [hidden(type(layer).__name__.lower(), layer) for layer in layers]
 
-    def unruly(name: str, function: Callable[..., Any], unknown: str, **options: Any) -> Network:
+    def unruly(name: str, function: Callable[..., Any], unknown: str = "", **options: Any) -> Network:
         build = lambda: Net(function, a=nn.Linear(5, 6), b=nn.Linear(6, 4), head=nn.Linear(4, 3))  # noqa: E731
         return Network(name, build, (4, 5), (4,), unknown=frozenset(unknown.split()), **options)
 
@@ -250,7 +250,7 @@ def _table() -> list[Network]:
                 head=nn.Linear(5, 2),
             ),
             (4, 5),
-            unknown=frozenset({"aten._trilinear"}),
+            (4, 3, 5),
         ),
         Network(
             "conv1d",
@@ -288,7 +288,7 @@ def _table() -> list[Network]:
             "conv2d_circular",
             sequential(conv(3, 6, 3), relu(), conv(6, 4, 3, padding=1, padding_mode="circular"), relu(), *tail(4)),
             IMAGE,
-            unknown=None,
+            (6, 4),
         ),
         Network(
             "slices_rejoined",
@@ -697,6 +697,69 @@ def _table() -> list[Network]:
             IMAGE,
             (6, 4),
         ),
+        # parameters put together, positions flattened
+        Network(
+            "registers",
+            lambda: Net(
+                lambda m, x: m.head(
+                    m.norm(torch.cat([t.expand(2, -1, -1) for t in (m.cls, m.register)] + [m.a(x)], 1)).tanh().mean(1)
+                ),
+                a=nn.Linear(5, 6),
+                cls=normal(1, 1, 6),
+                register=normal(1, 4, 6),
+                norm=nn.LayerNorm(6),
+                head=nn.Linear(6, 3),
+            ),
+            (2, 3, 5),
+            (6, 4),
+            deaf={"register": "registers may change places by themselves"},
+        ),
+        Network(
+            "joined_weights",
+            lambda: Net(
+                lambda m, x: m.head(functional.linear(m.a(x), torch.cat([m.one, m.two])).tanh()),
+                a=nn.Linear(5, 4),
+                one=normal(2, 4),
+                two=normal(3, 4),
+                head=nn.Linear(5, 3),
+            ),
+            (4, 5),
+            (4, 2, 3),
+        ),
+        Network(
+            "positions_flattened",
+            lambda: Net(
+                lambda m, x: m.head((m.a(x) + m.position).tanh().flatten(1)),
+                a=nn.Linear(5, 6),
+                position=normal(3, 6),
+                head=nn.Linear(18, 3),
+            ),
+            (2, 3, 5),
+            (6,),
+        ),
+        Network(
+            "zeros_like",
+            lambda: Net(
+                lambda m, x: m.head(torch.cat([torch.zeros_like((h := m.a(x).tanh())[:, :1]), h], 1)),
+                a=nn.Linear(5, 6),
+                head=nn.Linear(7, 3),
+            ),
+            (4, 5),
+            (6,),
+        ),
+        Network(
+            "grouped_from_a_vector",
+            lambda: Net(
+                lambda m, x: m.head(
+                    functional.conv1d(m.a(x)[..., None], m.w.view(4, 2, 1), groups=4).tanh().flatten(1)
+                ),
+                a=nn.Linear(5, 8),
+                w=normal(8),
+                head=nn.Linear(4, 3),
+            ),
+            (4, 5),
+            (4, *(2,) * 4),
+        ),
         # sharing
         Network(
             "used_twice",
@@ -895,17 +958,15 @@ def _table() -> list[Network]:
                 b=nn.Linear(5, 4),
                 head=nn.Linear(4, 3),
             ),
-            free=(4,),
+            free=(5, 4),
             inputs=lambda: torch.tensor([[0, 3, 6], [1, 1, 5]]),
-            unknown=frozenset({"aten.embedding"}),
         ),
         # without a rule, or without freedom
-        unruly("cumsum", lambda m, x: m.head(torch.relu(m.b(m.a(x).cumsum(1)))), "aten.cumsum"),
-        unruly("sort", lambda m, x: m.head(torch.relu(m.b(m.a(x).sort(1).values))), "aten.sort"),
+        unruly("cumsum", lambda m, x: m.head(torch.relu(m.b(m.a(x).cumsum(1))))),
+        unruly("sort", lambda m, x: m.head(torch.relu(m.b(m.a(x).sort(1).values)))),
         unruly(
             "fft",
             lambda m, x: m.head(torch.relu(m.b(torch.fft.rfft(m.a(x), n=10).real))),
-            "aten._fft_r2c aten.view_as_real",
         ),
         unruly(
             "linalg",
@@ -963,7 +1024,6 @@ def _table() -> list[Network]:
             ),
             (4, 5),
             (4,),
-            unknown=frozenset({"aten.argmax"}),
         ),
         Network(
             "unused",
@@ -993,19 +1053,19 @@ def _table() -> list[Network]:
             "weight_norm",
             sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 6)), nn.ReLU(), nn.Linear(6, 3)),
             (4, 5),
-            unknown=None,
+            (6,),
         ),
         Network(
             "lstm",
             lambda: Net(lambda m, x: m.head(m.rnn(x)[0]), rnn=nn.LSTM(4, 5, batch_first=True), head=nn.Linear(5, 3)),
             (2, 3, 4),
-            unknown=None,
+            (5,),
         ),
         Network(
             "gru",
             lambda: Net(lambda m, x: m.head(m.rnn(x)[0]), rnn=nn.GRU(4, 5, batch_first=True), head=nn.Linear(5, 3)),
             (2, 3, 4),
-            unknown=None,
+            (5,),
         ),
     ]
 

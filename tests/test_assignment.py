@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import ot
@@ -14,12 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from weldnet.assignment import (
-    Nest,
+    NestedPlan,
     Permutation,
-    best_nested_permutations,
+    Plan,
+    as_blocks,
+    best_inside,
     best_permutation,
+    block_sinkhorn,
+    fit_inside,
     sinkhorn,
     standardise,
+    unfold,
 )
 from weldnet.assignment import _sinkhorn as sinkhorn_file
 from weldnet.errors import AlignmentError
@@ -72,6 +78,36 @@ def test_scores_that_are_not_square_are_refused(shape):
 # -- nested assignment -----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Nest:
+    """Scores of a space and of the spaces whose blocks are its units."""
+
+    name: str
+    scores: Tensor
+    children: tuple[Nest, ...] = ()
+
+
+def best_nested(nest: Nest) -> dict[str, Tensor]:
+    """Put the pieces together, from the leaves up."""
+    inner: dict[str, Tensor] = {}
+
+    def total(nest: Nest) -> Tensor:
+        scores = nest.scores
+        for child in nest.children:
+            blocks = as_blocks(total(child), len(nest.scores))
+            inner[child.name] = best_inside(blocks)
+            scores = scores + fit_inside(inner[child.name], blocks)
+        return scores
+
+    def descend(nest: Nest, source: Tensor) -> dict[str, Tensor]:
+        found = {nest.name: source}
+        for child in nest.children:
+            found |= descend(child, unfold(source, inner[child.name]))
+        return found
+
+    return descend(nest, best_permutation(total(nest)))
+
+
 def every_nested(nest: Nest, source: tuple[int, ...]) -> Iterator[dict[str, tuple[int, ...]]]:
     """All renumberings of a nest whose own units are renumbered by ``source``."""
     choices = []
@@ -115,16 +151,16 @@ def test_nested_permutations_are_the_best_of_all_that_keep_blocks_together(make,
         for outer in itertools.permutations(range(len(nest.scores)))
         for found in every_nested(nest, outer)
     ]
-    found = best_nested_permutations(nest)
+    found = best_nested(nest)
     assert any(all(torch.equal(found[name], one[name]) for name in one) for one in every)
     assert nest_value(nest, found) == pytest.approx(max(nest_value(nest, one) for one in every), abs=1e-12)
 
 
 def test_large_blocks_take_the_assignment_and_agree_with_the_enumeration(monkeypatch):
     nest = Nest("p", normal(3, 3), (Nest("c", normal(12, 12, seed=1)),))
-    expected = best_nested_permutations(nest)
+    expected = best_nested(nest)
     monkeypatch.setattr("weldnet.assignment._nested._ENUMERATED", 0)
-    found = best_nested_permutations(nest)
+    found = best_nested(nest)
     assert nest_value(nest, found) == pytest.approx(nest_value(nest, expected), abs=1e-12)
 
 
@@ -133,14 +169,67 @@ def test_a_planted_nested_permutation_is_found():
     child = torch.cat([a * 5 + inner.roll(u) for u, a in enumerate(parent.tolist())])
     scores = torch.zeros(15, 15)
     scores[child, torch.arange(15)] = 1
-    found = best_nested_permutations(Nest("p", torch.zeros(3, 3), (Nest("c", scores),)))
+    found = best_nested(Nest("p", torch.zeros(3, 3), (Nest("c", scores),)))
     assert torch.equal(found["p"], parent)
     assert torch.equal(found["c"], child)
 
 
-def test_a_nest_without_children_is_the_linear_assignment():
-    scores = normal(7, 7)
-    assert torch.equal(best_nested_permutations(Nest("p", scores))["p"], best_permutation(scores))
+def uneven(*shape: int, seed: int = 0) -> Tensor:
+    """Plans of the given shape (..., n, n), far from uniform."""
+    return converged(normal(*shape, seed=seed), 0.5)
+
+
+def test_an_unfolded_coupling_is_the_outer_times_the_inner_one():
+    outer, inner = uneven(3, 3), uneven(3, 3, 2, 2, seed=1)
+    whole = unfold(outer, inner)
+    for a, u, i, j in itertools.product(range(3), range(3), range(2), range(2)):
+        assert float(whole[2 * a + i, 2 * u + j]) == pytest.approx(float(outer[a, u] * inner[a, u, i, j]), abs=1e-15)
+    torch.testing.assert_close(whole.sum(0), torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-4)
+
+
+def test_hard_and_soft_ways_to_unfold_agree():
+    outer, inner = torch.tensor([2, 0, 1]), torch.stack([torch.randperm(4) for _ in range(9)]).reshape(3, 3, 4)
+    whole = Permutation(unfold(outer, inner)).matrix()
+    assert torch.equal(unfold(Permutation(outer).matrix(), inner), whole)
+    dense = torch.stack([Permutation(p).matrix() for p in inner.reshape(9, 4)]).reshape(3, 3, 4, 4)
+    assert torch.equal(unfold(Permutation(outer).matrix(), dense), whole)
+    scores = as_blocks(normal(12, 12), 3)
+    torch.testing.assert_close(fit_inside(inner, scores), fit_inside(dense, scores))
+
+
+def test_inner_plans_are_the_plans_of_every_pair():
+    blocks = normal(3, 3, 4, 4)
+    found = block_sinkhorn(blocks, 0.5, iterations=5000)
+    centred = blocks - blocks.mean(-1, keepdim=True)
+    centred = centred - centred.mean(-2, keepdim=True)
+    deviation = centred.square().mean().sqrt()  # of all pairs together
+    for a, u in itertools.product(range(3), range(3)):
+        expected = converged(centred[a, u] / deviation, 0.5)
+        torch.testing.assert_close(found.plans[a, u], expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [2.0, 0.3])
+def test_the_value_of_a_pair_is_its_free_energy_in_the_unit_of_the_scores(temperature):
+    blocks = 7 * normal(3, 3, 4, 4) + 5 * normal(3, 3, 1, 4, seed=1)
+    found = block_sinkhorn(blocks, temperature, iterations=5000)
+    centred = blocks - blocks.mean(-1, keepdim=True)
+    unit = temperature * (centred - centred.mean(-2, keepdim=True)).square().mean().sqrt()
+    entropy = -(found.plans * found.plans.log()).sum((-2, -1))
+    torch.testing.assert_close(found.values, fit_inside(found.plans, blocks) + unit * entropy, rtol=2e-3, atol=2e-3)
+
+
+def test_renumbering_commutes_with_inner_plans():
+    scores, p, q = normal(12, 12), torch.tensor([2, 0, 1]), torch.stack([torch.randperm(4) for _ in range(9)])
+    move = unfold(p, q.reshape(3, 3, 4))
+    first, then = (block_sinkhorn(as_blocks(s, 3), 0.3) for s in (scores, scores[move]))
+    torch.testing.assert_close(then.values, first.values[p])
+    whole = [unfold(torch.ones(3, 3, dtype=torch.float64), found.plans) for found in (first, then)]
+    torch.testing.assert_close(whole[1], whole[0][move])
+
+
+def test_equal_scores_inside_blocks_leave_inner_plans_uniform():
+    found = block_sinkhorn(normal(3, 3, 1, 1).expand(3, 3, 4, 4), 0.1)
+    torch.testing.assert_close(found.plans, torch.full((3, 3, 4, 4), 0.25, dtype=torch.float64))
 
 
 # -- Sinkhorn --------------------------------------------------------------------------------------
@@ -359,3 +448,93 @@ def test_a_permutation_does_not_follow_the_tensor_that_it_was_made_of():
 def test_what_is_not_a_permutation_is_refused(bad):
     with pytest.raises(AlignmentError, match="permutation"):
         Permutation(torch.tensor(bad))
+
+
+# -- plans -----------------------------------------------------------------------------------------
+
+
+def test_a_plan_keeps_the_marginals_that_it_declares():
+    plan = Plan(uneven(5, 5))
+    torch.testing.assert_close(plan.matrix().sum(0), plan.columns, rtol=0, atol=2e-3)
+    torch.testing.assert_close(plan.matrix().sum(1), plan.rows, rtol=0, atol=2e-3)
+    assert plan.balanced
+    assert 0 < plan.moved < 1
+    wide = Plan(torch.full((2, 4), 0.5), rows=torch.full((2,), 2.0), columns=torch.ones(4))
+    assert not wide.balanced
+    assert len(wide) == 2
+
+
+def test_a_hard_plan_moves_as_its_permutation():
+    p = Permutation(torch.tensor([1, 0, 2, 3]))
+    assert Plan(p.matrix()).moved == p.moved
+    assert torch.equal(Plan(p.matrix()).matrix(), p.matrix())
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (torch.full((3, 3), 0.5), "rows miss their marginals by up to 0.5"),
+        (torch.tensor([[1.5, -0.5], [-0.5, 1.5]]), "below 0"),
+        (torch.full((2, 2), float("nan")), "NaN"),
+        (torch.eye(2, dtype=torch.int64), "int64"),
+        (torch.ones(3), "shape"),
+        (torch.full((2, 4), 0.5), "marginals"),
+    ],
+    ids=str,
+)
+def test_what_is_not_a_plan_is_refused(values, says):
+    with pytest.raises(AlignmentError, match=says):
+        Plan(values)
+
+
+def test_plans_are_values_that_nobody_can_change():
+    values = uneven(4, 4)
+    plan = Plan(values)
+    assert plan == Plan(values.clone())
+    assert plan != Plan(values.T)
+    assert len({plan, Plan(values.clone())}) == 1
+    values[0, 0] = 9
+    assert float(plan.values[0, 0]) != 9
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_a_nested_plan_is_the_outer_times_the_inner_one(hard):
+    outer, plans = uneven(3, 3), uneven(3, 3, 4, 4, seed=1)
+    plan = NestedPlan(outer, best_inside(plans) if hard else plans)
+    assert plan.hard_inside is hard
+    assert len(plan) == 12
+    assert plan.block == 4
+    assert torch.equal(plan.matrix(), unfold(outer, plan.inner))
+    assert plan == NestedPlan(outer, plan.inner)
+    assert plan != NestedPlan(outer, plan.inner.flip(0))
+    torch.testing.assert_close(plan.matrix().sum(0), torch.ones(12, dtype=torch.float64), rtol=0, atol=3e-3)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "says"),
+    [
+        (torch.eye(2), torch.zeros(2, 2, 3, dtype=torch.int64), "not permutations"),
+        (torch.eye(2), torch.full((2, 2, 3, 3), 0.5), "inner plans"),
+        (torch.eye(2), torch.full((3, 3, 2, 2), 0.5), r"\(2, 2\) and \(3, 3, 2, 2\)"),
+        (torch.full((2, 2), 0.2), torch.full((2, 2, 2, 2), 0.5), "outer plan"),
+    ],
+    ids=str,
+)
+def test_what_is_not_a_nested_plan_is_refused(outer, inner, says):
+    with pytest.raises(AlignmentError, match=says):
+        NestedPlan(outer, inner)
+
+
+@pytest.mark.parametrize("kind", ["permutation", "plan", "nested, hard inside", "nested"])
+def test_a_renumbered_universe_renumbers_the_columns(kind):
+    inner = torch.tensor([[1, 0, 2], [2, 1, 0]])[:, None].expand(2, 2, 3)
+    back = Permutation(unfold(torch.tensor([1, 0]), inner))  # keeps blocks of 3 together
+    plans = uneven(2, 2, 3, 3, seed=1)
+    coupling = {
+        "permutation": Permutation(torch.tensor([3, 5, 4, 2, 1, 0])),
+        "plan": Plan(uneven(6, 6)),
+        "nested, hard inside": NestedPlan(uneven(2, 2), best_inside(plans)),
+        "nested": NestedPlan(uneven(2, 2), plans),
+    }[kind]
+    assert type(coupling.onto(back)) is type(coupling)
+    assert torch.equal(coupling.onto(back).matrix(), coupling.matrix()[:, back.source])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from networks import NETWORKS, Net, enliven
 from weldnet.errors import ModelError, StructureError
-from weldnet.structure import Layout, Place, Space, Structure, capture, check
+from weldnet.structure import Layout, Place, Power, Space, Structure, capture, check, power
 
 Mutation = Callable[[Structure], Structure]
 
@@ -269,6 +269,7 @@ def test_a_model_that_computes_in_float32_gets_the_wider_tolerance_and_no_more()
     structure = capture(model, x)
     result = check(model, x, structure)
     assert result.tolerance == 1e-4
+    assert str(result).endswith("1e-04 allowed, as the model computes in lower precision than float64)")
     with pytest.raises(StructureError, match="1e-04 allowed"):
         check(model, x, without("a.bias")(structure))
 
@@ -325,3 +326,150 @@ def test_the_same_seed_sees_the_same_error():
     model, x = images()
     structure = capture(model, x)
     assert check(model, x, structure, seed=4) == check(model, x, structure, seed=4)
+
+
+# -- power -----------------------------------------------------------------------------------------
+
+
+def dead() -> tuple[nn.Module, Tensor]:
+    """No unit of the first layer ever answers, and nothing reaches the output but its bias."""
+    model, x = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), torch.randn(4, 5)
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+        model[2].bias.zero_()
+    return model, x
+
+
+def zero_started() -> tuple[nn.Module, Tensor]:
+    """A residual block that starts as the identity: its last norm's scale and its layer scale are (nearly) zero."""
+    model = Net(
+        lambda m, x: m.head((h := m.stem(x).relu()) + m.scale[:, None, None] * m.norm(m.conv(h))),
+        stem=nn.Conv2d(3, 6, 3), conv=nn.Conv2d(6, 6, 3, padding=1), norm=nn.BatchNorm2d(6),
+        scale=nn.Parameter(torch.full((6,), 1e-6)), head=nn.Sequential(nn.Flatten(), nn.Linear(96, 3)),
+    )  # fmt: skip
+    with torch.no_grad():
+        model.norm.weight.zero_()
+        model.stem.bias.zero_()
+    return model.eval(), torch.zeros(1, 3, 6, 6)
+
+
+def test_dead_units_hide_a_wrong_structure_from_the_check_but_not_from_the_power():
+    model, x = dead()
+    structure = capture(model, x)
+    wrong = without("2.weight", 1)(structure)
+    assert check(model, x, structure).error <= 1e-9
+    assert check(model, x, wrong).error <= 1e-9, "units that are dead cannot tell"
+    with pytest.raises(StructureError, match=r"space '0': renumbering it .* is '2\.bias' or '2\.weight'"):
+        power(model, x, wrong)
+
+
+@pytest.mark.parametrize("build", [dead, zero_started, images, residual])
+def test_every_tensor_has_power_once_activations_live(build: Callable[[], tuple[nn.Module, Tensor]]):
+    model, x = build()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    structure = capture(model, x)
+    found = power(model, x, structure)
+    assert set(found.by_tensor) == {place.tensor for place in structure.places}
+    assert min(found.by_tensor.values()) > 1e-4
+    assert (found.share, found.silent, found.deaf) == (1.0, (), ())
+    assert found.error <= found.tolerance == 1e-9
+    assert found.renumberings >= 2
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.name not in {"a tied weight is forgotten"}], ids=str)
+def test_power_tests_soundness_too(mutant: Mutant):
+    model, x = mutant.build()
+    with pytest.raises(StructureError, match=f"space {mutant.space!r}: renumbering it changes the output by "):
+        power(model, x, mutant.mutate(capture(model, x)))
+
+
+@pytest.mark.parametrize("name", ["attention_by_hand", "instance_norm", "group_norm_each", "batch_norm_untracked"])
+def test_what_the_output_does_not_depend_on_is_deaf_and_not_silent(name: str):
+    model, x = named(name)()
+    found = power(model, x, capture(model, x))
+    assert set(found.deaf) == set(NETWORKS[name].deaf)
+    assert found.silent == ()
+    assert found.share == 1.0
+    assert str(found).splitlines()[1] == f"  the output does not depend on {', '.join(map(repr, found.deaf))}"
+
+
+def test_the_same_seed_finds_the_same_power():
+    model, x = residual()
+    structure = capture(model, x)
+    assert power(model, x, structure, seed=3) == power(model, x, structure, seed=3)
+    assert power(model, x, structure, seed=3) != power(model, x, structure, seed=4)
+
+
+def test_the_power_is_the_change_that_forgetting_the_tensor_makes():
+    """Of two hidden units that answer alike only the last weights tell which is which: swapping those shows in full."""
+    model = Net(lambda m, x: (m.a * m.b).sum().reshape(1) + x.sum() * 0, a=nn.Parameter(torch.ones(2)),
+                b=nn.Parameter(torch.ones(2)))  # fmt: skip
+    x = torch.zeros(1)
+    structure = capture(model, x)
+    found = power(model, x, structure, seed=3)
+    assert found.by_tensor["a"] == pytest.approx(found.by_tensor["b"], rel=1e-9)
+    assert 0 < found.by_tensor["a"] < 1
+
+
+def test_a_tensor_that_barely_shows_is_without_evidence():
+    model = Net(
+        lambda m, x: m.head(torch.tanh(m.a(x) + m.faint * 1e-9)), a=nn.Linear(5, 6), head=nn.Linear(6, 3),
+        faint=nn.Parameter(torch.ones(6)),
+    )  # fmt: skip
+    found = power(model, torch.zeros(2, 5), capture(model, torch.zeros(2, 5)))
+    assert found.weakest is not None
+    assert found.weakest[0] == "faint"
+    assert 1e-12 < found.weakest[1] < 1e-8
+    assert found.silent == ("faint",)
+    assert found.deaf == ()
+    assert found.share == 3 / 4
+    assert str(found).splitlines() == [
+        f"weakest evidence: 'faint' {found.weakest[1]:.1e} (power), 1 of 4 tensors without evidence",
+        "  the check proves nothing for 'faint'",
+    ]
+
+
+def test_where_the_tolerance_is_wide_evidence_must_exceed_it():
+    found = Power({"a": 5e-5, "b": 1e-2}, (), 1e-7, 1e-4, 2)
+    assert found.silent == ("a",)
+    assert Power({"a": 5e-5, "b": 1e-2}, (), 1e-15, 1e-9, 2).silent == ()
+
+
+def test_tokens_that_are_all_alike_are_drawn_anew():
+    """With equal tokens attention returns what it is given, whatever queries and keys are."""
+
+    def forward(m: Net, ids: Tensor) -> Tensor:
+        x = m.embed(ids)
+        scores = m.q(x) @ m.k(x).transpose(1, 2)
+        return m.head((scores.softmax(-1) @ m.v(x)).relu())
+
+    layers = {name: nn.Linear(5, 6, bias=False) for name in "qkv"}
+    model = Net(forward, embed=nn.Embedding(4, 5), head=nn.Linear(6, 3), **layers)
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    structure = capture(model, ids)
+    found = power(model, ids, structure)
+    assert {"q.weight", "k.weight"} <= set(found.by_tensor)
+    assert (found.silent, found.deaf) == ((), ())
+
+
+def test_power_of_a_model_that_answers_only_some_inputs():
+    model, _ = residual()
+    logarithmic = Net(lambda m, x: m.inner(torch.log(x)), inner=model)
+    x = torch.rand(4, 5, dtype=torch.float64) + 0.1
+    assert power(logarithmic, x, capture(logarithmic, x)).silent == ()
+
+
+def test_power_says_so_where_random_weights_give_no_numbers():
+    model = Net(lambda m, x: m.head(torch.relu(m.a(x))) / (m.a.weight.sum() - m.a.weight.sum()),
+                a=nn.Linear(5, 6), head=nn.Linear(6, 3))  # fmt: skip
+    x = torch.ones(1, 5)
+    with pytest.raises(StructureError, match="answers with NaN or Inf on random weights"):
+        power(model, x, Structure((), (), (), {}))
+
+
+def test_nothing_moved_is_no_evidence():
+    model = nn.Linear(5, 3)
+    found = power(model, torch.zeros(1, 5), capture(model, torch.zeros(1, 5)))
+    assert (found.by_tensor, found.weakest, found.share) == ({}, None, 1.0)
+    assert str(found) == "no evidence: no tensor was moved"

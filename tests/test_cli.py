@@ -110,7 +110,7 @@ def test_a_closed_pipe_is_silent(pair):
 
 
 def test_an_unexpected_error_is_one_line_with_its_type(cli, pair, monkeypatch):
-    monkeypatch.setattr("weldnet.structure.capture", lambda *_: 1 / 0)
+    monkeypatch.setattr("weldnet.structure.capture", lambda *_, **__: 1 / 0)
     code, out, err = cli("inspect", *BASE)
     assert (code, out) == (1, "")
     assert err == (
@@ -180,7 +180,7 @@ def test_the_help_of_fuse_shows_defaults_and_what_is_required(cli):
     shown = " ".join(cli("fuse", "--help")[1].replace("│", " ").split())
     for default in ("gamf", "equal", "auto", "512", "1.0", "--check", "0"):
         assert f"(default: {default})" in shown
-    assert shown.count("(required)") == 3
+    assert shown.count("(required)") == 1
     for words in ("must sum to 1", ".ckpt", "normalised by weldnet", "evaluate_on=", "path/to/file.py:factory"):
         assert words in shown
 
@@ -273,6 +273,52 @@ def test_inspect(cli, pair):
     assert len(weldnet.Structure.from_json(out).spaces) == 1
 
 
+def test_inspect_folds_unless_all_is_asked_for(cli):
+    deep = ("inspect", "--model", "mlp?sizes=64,12,12,12,12,10", "--input", "1,64")
+    _, short, _ = cli(*deep)
+    _, full, _ = cli(*deep, "--full")
+    assert "space 'layers.{1,2}': 12 units (2 alike; this is layers.1)" in short
+    assert "space 'layers.2'" not in short
+    assert "alike" not in full
+    assert full.count("space 'layers.") == 4
+
+
+def test_inspect_draws(cli, pair):
+    code, out, err = cli("inspect", *BASE, pair[0], "--svg", "net.svg", "--dot", "net.gv")
+    assert (code, err) == (0, "weldnet: wrote net.gv\nweldnet: wrote net.svg\n")
+    assert "space 'layers.0'" in out
+    assert Path("net.svg").read_text().startswith("<svg ")
+    assert Path("net.gv").read_text().startswith("digraph ")
+    assert cli("inspect", *BASE, "--svg", "-")[1] == Path("net.svg").read_text()
+    assert cli("inspect", *BASE, "--dot", "-")[1] == Path("net.gv").read_text()
+    assert not list(Path().glob(".weldnet-*"))
+
+
+@pytest.mark.parametrize(
+    ("drawings", "words"),
+    [
+        (["--svg", "a.png"], ["a.png", ".svg"]),
+        (["--dot", "a.svg"], ["a.svg", ".gv"]),
+        (["--dot", "-", "--json"], ["--dot - and --json", "stdout"]),
+        (["--dot", "-", "--svg", "-"], ["--dot - and --svg -"]),
+    ],
+)
+def test_inspect_refuses_drawings_that_cannot_be_meant(cli, pair, drawings, words):
+    code, out, err = cli("inspect", *BASE, *drawings)
+    assert (code, out) == (2, "")
+    assert all(word in err for word in words)
+    assert sorted(path.name for path in Path().iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_inspect_by_either_route(cli, pair):
+    code, out, err = cli("inspect", *BASE, "--route", "export", "--json")
+    assert (code, err) == (0, "")
+    assert out == cli("inspect", *BASE, "--route", "dispatch", "--json")[1]
+    code, _, err = cli("inspect", *BASE, "--route", "exprot")
+    assert code == 2
+    assert "unknown route 'exprot' (did you mean 'export'?); the routes are auto, dispatch, export" in err
+
+
 def test_check(cli, pair):
     code, out, err = cli("check", *pair, *BASE)
     assert (code, err) == (0, "")
@@ -360,10 +406,12 @@ def test_the_names_known_before_torch_are_those_of_the_library():
     from weldnet.cli import _early, _report
     from weldnet.data import NAMES
     from weldnet.fusion import REPAIRS
+    from weldnet.structure import ROUTES
 
     assert sorted(METHODS) == sorted(_early.METHOD_NAMES)
     assert sorted(REPAIRS) == sorted(_early.REPAIR_NAMES)
     assert _early.DATA_NAMES == NAMES
+    assert _early.ROUTE_NAMES == ROUTES
     assert _early.WRITTEN_SUFFIXES == checkpoints.SUFFIXES
     assert _early.REPORT_SUFFIXES == _report.REPORT_SUFFIXES
 
@@ -513,11 +561,26 @@ def test_input_specs(tmp_path):
     tokens = make_input("1,16:int64", model)
     assert tokens.dtype == torch.int64
     assert not tokens.any()
+    below = make_input("4,64:int64<50", model, seed=1)
+    assert (int(below.min()), int(below.max())) == (0, 49)
+    assert torch.equal(below, make_input("4,64:int64<50", model, seed=1))
+    assert not torch.equal(below, make_input("4,64:int64<50", model, seed=2))
+    assert make_input("64:bool<2", model).float().mean() not in (0, 1)
+    named = make_input("ids=1,16:int64<9; mask = 1,16:bool=1; x=2,3", model)
+    assert [(k, t.dtype, tuple(t.shape)) for k, t in named.items()] == [
+        ("ids", torch.int64, (1, 16)),
+        ("mask", torch.bool, (1, 16)),
+        ("x", torch.float16, (2, 3)),
+    ]
+    assert named["mask"].all()
+    assert make_input("x=4", model).keys() == {"x"}
     first, second = make_input("1,3:float64; 2", model)
     assert (first.dtype, second.shape) == (torch.float64, (2,))
     assert torch.equal(make_input("4,4", model, seed=1), make_input("4,4", model, seed=1))
     torch.save({"x": torch.ones(2), "y": torch.zeros(1)}, tmp_path / "kw.pt")
     assert make_input(str(tmp_path / "kw.pt"), model).keys() == {"x", "y"}
+    torch.save({"batch": {"ids": torch.ones(2), "more": [torch.zeros(1)]}}, tmp_path / "nested.pt")
+    assert torch.equal(make_input(str(tmp_path / "nested.pt"), model)["batch"]["ids"], torch.ones(2))
     checkpoints.save({"x": torch.ones(2, 3)}, tmp_path / "x.safetensors")
     assert make_input(str(tmp_path / "x.safetensors"), model).shape == (2, 3)
 
@@ -598,3 +661,73 @@ def test_an_interrupt_in_the_middle_leaves_nothing(tmp_path, number):
     assert process.returncode == 130, err
     assert err == "weldnet: error: interrupted; no partial file is left\n"
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"a.pt", "b.pt", "slow.py", "started"}
+
+
+# -- outputs that count ------------------------------------------------------------------------------
+
+TWO_OUTPUTS = """
+import torch
+from torch import nn
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.a(x))
+        return {"logits": self.b(hidden), "hidden": hidden}
+"""
+
+
+@pytest.fixture
+def two_outputs(tmp_path, monkeypatch) -> tuple[str, ...]:
+    """Two saved networks that return their hidden units, and the options that describe them."""
+    monkeypatch.chdir(tmp_path)
+    Path("two.py").write_text(TWO_OUTPUTS, encoding="utf-8")
+    for seed, name in enumerate("ab"):
+        checkpoints.save(build_model("two.py:Two", seed=seed).state_dict(), tmp_path / f"{name}.safetensors")
+    return ("--model", "two.py:Two", "--input", "1,5")
+
+
+def test_inspect_shows_which_outputs_count(cli, two_outputs):
+    assert json.loads(cli("inspect", *two_outputs, "--json")[1])["spaces"] == []
+    code, out, _ = cli("inspect", *two_outputs, "--outputs", "logits")
+    assert code == 0
+    assert "outputs that count: logits" in out
+    assert "space 'a': 6 units" in out
+    code, _, err = cli("inspect", *two_outputs, "--outputs", "logit,hidden")
+    assert code == 1
+    assert "no output 'logit'; it returns logits[1, 3], hidden[1, 6]" in err
+
+
+def test_check_fuse_and_config_take_outputs(cli, two_outputs):
+    code, out, _ = cli("check", "a.safetensors", *two_outputs, "--outputs", "logits", "--json")
+    assert code == 0
+    assert json.loads(out)["a"]["renumberings"] == 3
+    fuse = ("fuse", "a.safetensors", "b.safetensors", "-o", "f.safetensors", *two_outputs, "--outputs", "logits, ")
+    assert yaml.safe_load(cli(*fuse, "--print-config")[1])["outputs"] == ["logits"]
+    Path("fuse.yaml").write_text("outputs: [logits]\nrepair: none\n", encoding="utf-8")
+    for command in (fuse, (*fuse[:-2], "--config", "fuse.yaml")):
+        code, out, _ = cli(*command, "--json")
+        assert code == 0
+        assert json.loads(out)["spaces"] == 1
+
+
+# -- power -------------------------------------------------------------------------------------------
+
+
+def test_check_shows_the_weakest_evidence_unless_told_not_to(cli, pair):
+    code, out, err = cli("check", *pair, *BASE)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert [line[:11] for line in lines] == ["a  passed: ", "b  passed: "]
+    assert all("allowed); weakest evidence: '" in line for line in lines)
+    assert all(line.endswith(" (power), 0 of 3 tensors without evidence") for line in lines)
+    assert "power" not in cli("check", *pair, *BASE, "--no-power")[1]
+    measured = json.loads(cli("check", *pair, *BASE, "--json")[1])["b"]["power"]
+    assert set(measured["by_tensor"]) == {"layers.0.weight", "layers.0.bias", "layers.1.weight"}
+    assert measured["by_tensor"][measured["weakest"]] == min(measured["by_tensor"].values())
+    assert measured["silent"] == measured["deaf"] == []
+    assert measured["error"] <= measured["tolerance"]

@@ -232,6 +232,14 @@ def test_weights_of_the_average(refused, weights, words):
         ("1,4:int65", 2, ["'int65'", "'int64'"]),
         ("1,x", 2, ["'1,x'", "not a shape"]),
         ("1,0", 2, ["'1,0'", "below 1"]),
+        ("1,4<5", 2, ["'1,4<5'", "integers"]),
+        ("1,4:int64<0", 2, ["'1,4:int64<0'", "limit 0"]),
+        ("1,4:int8<300", 2, ["limit 300", "127"]),
+        ("1,4:int64<many", 2, ["'many'", "integer"]),
+        ("1,4:bool=2", 2, ["2 is no value from 0 to 1"]),
+        ("x=1,4;1,4", 2, ["names x and not the rest", "all inputs or none"]),
+        ("x=1,4;x=1,4", 2, ["names x twice"]),
+        ("ids=1,4", 1, ["MLP", "unexpected keyword argument 'ids'"]),
         ("", 2, ["empty"]),
         ("1,4;1,4", 1, ["MLP"]),
         ("gone.pt", 1, ["'gone.pt'", "does not exist"]),
@@ -509,7 +517,7 @@ def test_a_model_without_parameters(refused, folder):
 
 def test_a_model_whose_structure_does_not_hold(refused, monkeypatch):
     """The renumbering is made wrong on purpose: the check must find it before anything is averaged."""
-    from weldnet.structure import _check
+    from weldnet.structure import _check, _referee
 
     right = _check.renumber
 
@@ -518,7 +526,8 @@ def test_a_model_whose_structure_does_not_hold(refused, monkeypatch):
         moved["layers.0.bias"] = state["layers.0.bias"]
         return moved
 
-    monkeypatch.setattr(_check, "renumber", wrong)
+    for module in (_check, _referee):
+        monkeypatch.setattr(module, "renumber", wrong)
     refused(1, ["layers.0"], "fuse", "a.pt", "b.pt", *OUT, *BASE)
 
 
