@@ -5,7 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test lint types layers unit study bench format clean
+# Without their dependencies: their wheels pin other builds of torch, and what they need of the rest is here.
+ZOO := torchvision==0.28.0 timm==1.0.31
+PEERS := rebasin==0.0.47 torch-pruning==1.6.1 torchview==0.2.7 graphviz==0.21
+
+.PHONY: demo test lint types layers unit study study-structure study-routes study-peers study-transformers bench format clean
 
 demo: $(VENV)/.demo        ## install, then the main job on embedded data
 	$(BIN)/weldnet demo -o demo
@@ -31,6 +35,24 @@ study: $(VENV)/.dev        ## hours: trains the study's networks, writes docs/re
 	$(BIN)/python studies/gamf_defaults.py --out docs/results/gamf-defaults.jsonl --table docs/results/gamf-defaults.md
 	$(BIN)/python studies/main_job.py --out docs/results/main-job.jsonl
 	$(BIN)/python studies/main_job.py --out docs/results/main-job.jsonl --table docs/results/main-job.md
+	$(BIN)/python studies/structure_fuzz.py --networks 10000 --out docs/results/structure-fuzz.jsonl \
+		--page docs/results/structure-fuzz.md
+
+study-structure: $(VENV)/.dev  ## minutes: captures every architecture of studies/zoo.py, writes docs/supported-architectures.md
+	$(BIN)/python studies/structure_study.py --out docs/results/structure.jsonl --page docs/supported-architectures.md
+
+study-routes: $(VENV)/.dev  ## minutes: captures every architecture by both routes, writes docs/results/structure-routes.md
+	$(BIN)/python studies/structure_routes.py --out docs/results/structure-routes.jsonl --page docs/results/structure-routes.md
+
+study-peers: $(VENV)/.dev  ## minutes: what other tools find in the same networks, writes docs/results/structure-peers.md
+	$(BIN)/python -m pip install --quiet --no-deps $(PEERS)
+	$(BIN)/python studies/structure_peers.py --out docs/results/structure-peers.jsonl --page docs/results/structure-peers.md
+
+study-transformers: $(VENV)/.dev  ## an hour: trains pairs of transformers, writes docs/results/transformer-pairs.md
+	$(BIN)/python studies/transformers_pairs.py --settings --tasks python-gpt2 --out docs/results/transformer-pairs-settings.jsonl
+	$(BIN)/python studies/transformers_pairs.py --out docs/results/transformer-pairs.jsonl
+	for name in transformer-pairs transformer-pairs-settings; do $(BIN)/python studies/transformers_pairs.py \
+		--out docs/results/$$name.jsonl --table docs/results/transformer-pairs.md || exit 1; done
 
 bench: $(VENV)/.dev        ## minutes: speed and memory, as ratios within one run
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-columns=median,iqr,rounds --benchmark-sort=name
@@ -47,8 +69,9 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[data]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt Makefile
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps $(ZOO)
 	touch $@ $(VENV)/.demo
 
 clean:
