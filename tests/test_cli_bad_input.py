@@ -500,7 +500,6 @@ def test_a_factory_that_cannot_be_used(refused, spec, code, words):
     [
         ("ToList", ["ToList", "cannot be traced", "aten.addmm", "plain tensor code"]),
         ("Custom", ["Custom", "cannot be traced", "aten.addmm", "plain tensor code"]),
-        ("scripted", ["cannot be traced", "plain tensor code"]),
         ("Broken", ["Broken", "no forward today"]),
     ],
 )
@@ -508,6 +507,13 @@ def test_a_model_that_cannot_be_traced(refused, name, words):
     for seed, file in enumerate(("c.pt", "d.pt")):
         checkpoints.save(build_model(f"models:{name}", seed=seed).state_dict(), file)
     refused(1, words, "fuse", "c.pt", "d.pt", *OUT, "--model", f"models:{name}", "--input", "1,4")
+
+
+def test_a_scripted_model(refused):
+    for seed, file in enumerate(("c.pt", "d.pt")):
+        checkpoints.save(build_model("models:plain", seed=seed).state_dict(), file)
+    words = ["TorchScript", "give the Python module that it was made from"]
+    refused(1, words, "fuse", "c.pt", "d.pt", *OUT, "--model", "models:scripted", "--input", "1,4")
 
 
 def test_a_model_without_parameters(refused, folder):

@@ -276,3 +276,12 @@ def test_both_routes_agree_on_well_known_architectures(name: str):
     torch.manual_seed(0)
     model, x = ZOO[name].build().eval(), ZOO[name].example()
     assert same_group(capture(model, x, route="dispatch"), capture(model, x, route="export"))
+
+
+def test_experts_are_free_by_whichever_operation_their_rows_are_multiplied():
+    """The library has an operation of its own, which the export route meets, for torch's grouped product."""
+    torch.manual_seed(0)
+    model, x = ZOO["mixtral"].build().eval(), ZOO["mixtral"].example()
+    found = [capture(model, x, route=route) for route in ("dispatch", "export")]
+    assert [round(structure.log10_renumberings, 1) for structure in found] == [767.3, 767.3]
+    assert all("experts" in " ".join(space.name for space in structure.spaces) for structure in found)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -699,5 +701,27 @@ def test_every_operation_of_the_reference_list_has_a_rule(name: str):
     assert (rule_of(Operation(func, (), {}, outputs)) is None) == (name in BEYOND_RULES)
 
 
+#: Other libraries whose operations have rules, and the module that registers these operations with torch.
+REGISTERING = {"transformers": "transformers.integrations.moe"}
+
+
+def without_operation(names: Iterable[str]) -> list[str]:
+    split = [name.partition(".") for name in names]
+    return [f"{library}.{name}" for library, _, name in split if not hasattr(getattr(torch.ops, library), name)]
+
+
 def test_every_rule_is_of_an_operation_that_torch_has():
-    assert [name for name in FAMILIES if not hasattr(torch.ops.aten, name.removeprefix("aten."))] == []
+    assert without_operation(name for name in FAMILIES if name.startswith("aten.")) == []
+
+
+def test_every_other_rule_is_of_an_operation_that_its_library_registers(transformers: Any):
+    others = [name for name in FAMILIES if not name.startswith("aten.")]
+    assert {name.partition(".")[0] for name in others} == set(REGISTERING)
+    for module in REGISTERING.values():
+        importlib.import_module(module)
+    assert without_operation(others) == []
+
+
+def test_a_rule_of_no_operation_would_be_found():
+    made_up = ["aten.no_such_operation", "transformers.no_such_operation"]
+    assert without_operation(["aten.add", *made_up]) == made_up

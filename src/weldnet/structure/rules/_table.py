@@ -168,7 +168,7 @@ _BESIDE_ROWS = {"aten.split", "aten.split_with_sizes", "aten.slice", "aten.chunk
 def _follow_rows(context: Context, op: Operation, rule: Rule | None) -> None:
     """Rows that were given to the matrices of a stack stay so only in steps that take each row by itself."""
     given = {ref.number: context.routed[ref.number] for ref in op.inputs if ref.number in context.routed}
-    if not given or op.name == "aten._grouped_mm":
+    if not given or rule is _contraction.grouped_product:
         return
     rank = len(op.inputs[0].shape)
     beside = op.name in _BESIDE_ROWS and all(d % rank for d in _movement.dims(op))
