@@ -27,7 +27,7 @@ from weldnet.errors import (
     StructureError,
     UsageError,
 )
-from weldnet.fusion import BatchNormReset, NoRepair, average, fuse, make_repair, normalise_weights
+from weldnet.fusion import Averaged, BatchNormReset, NoRepair, average, fuse, make_repair, normalise_weights
 from weldnet.fusion import _fuse as fuse_module
 from weldnet.structure import capture, random_renumbering, renumber
 
@@ -141,6 +141,11 @@ def pictures(count: int = 40) -> Tensor:
     return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(1)) * 2 + 1
 
 
+def reset(model: nn.Module, data: object, **options: int) -> tuple[nn.Module, str]:
+    repaired = BatchNormReset(**options)(Averaged(model), data)
+    return repaired.model, repaired.summary
+
+
 def direct_statistics(model: nn.Module, batches: list[Tensor]) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         seen = [model[0](b) for b in batches]
@@ -152,7 +157,7 @@ def direct_statistics(model: nn.Module, batches: list[Tensor]) -> tuple[Tensor, 
 @pytest.mark.parametrize(("batch", "sizes"), [(40, [40]), (16, [16, 16, 8]), (13, [13, 13, 14]), (39, [40])])
 def test_statistics_are_those_of_the_data_with_a_single_leftover_joined(batch, sizes):
     model = with_norms()
-    repaired, note = BatchNormReset(batch_size=batch)(model, pictures())
+    repaired, note = reset(model, pictures(), batch_size=batch)
     mean, variance = direct_statistics(model, list(pictures().split(sizes)))
     torch.testing.assert_close(repaired[1].running_mean, mean)
     torch.testing.assert_close(repaired[1].running_var, variance)
@@ -161,7 +166,7 @@ def test_statistics_are_those_of_the_data_with_a_single_leftover_joined(batch, s
 
 def test_later_norms_see_what_earlier_ones_then_give():
     model = with_norms()
-    repaired, _ = BatchNormReset()(model, pictures())
+    repaired, _ = reset(model, pictures())
     with torch.no_grad():
         first = repaired[1].train()
         seen = repaired[4](torch.relu(first(repaired[0](pictures()))))
@@ -170,7 +175,7 @@ def test_later_norms_see_what_earlier_ones_then_give():
 
 def test_no_more_samples_than_asked_for():
     model = with_norms()
-    repaired, note = BatchNormReset(samples=10, batch_size=10)(model, pictures())
+    repaired, note = reset(model, pictures(), samples=10, batch_size=10)
     torch.testing.assert_close(repaired[1].running_mean, direct_statistics(model, [pictures()[:10]])[0])
     assert "on 10 unlabelled" in note
 
@@ -181,7 +186,7 @@ def test_only_statistics_change(training):
     model[5].eval()
     model[1].num_batches_tracked.fill_(17)
     before, flags = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
-    repaired, _ = BatchNormReset()(model, pictures())
+    repaired, _ = reset(model, pictures())
     assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
     assert [m.training for m in model.modules()] == flags == [m.training for m in repaired.modules()]
     assert (repaired[1].momentum, repaired[5].momentum) == (0.3, None)
@@ -193,12 +198,12 @@ def test_only_statistics_change(training):
 def test_every_way_to_give_data_gives_the_same():
     model, x = with_norms(), pictures()
     labels = torch.zeros(40, dtype=torch.int64)
-    wanted = BatchNormReset(batch_size=20)(model, x)[0][1].running_mean
+    wanted = reset(model, x, batch_size=20)[0][1].running_mean
     for data in (
         TensorDataset(x, labels), TensorDataset(x), DataLoader(TensorDataset(x, labels), batch_size=20),
         [x[:20], x[20:]], [(x[:20], labels[:20]), [x[20:], labels[20:]]], iter([x[:20], x[20:]]), x.double(),
     ):  # fmt: skip
-        torch.testing.assert_close(BatchNormReset(batch_size=20)(model, data)[0][1].running_mean, wanted)
+        torch.testing.assert_close(reset(model, data, batch_size=20)[0][1].running_mean, wanted)
 
 
 @pytest.mark.parametrize(
@@ -218,16 +223,16 @@ def test_data_that_does_not_fit_is_refused(data, says):
     model = with_norms()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(DataError, match=says):
-        BatchNormReset()(model, data)
+        reset(model, data)
     assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
 
 
 def test_repairs_that_make_no_sense_are_refused():
     with pytest.raises(UsageError, match="Sequential has no BatchNorm statistics"):
-        BatchNormReset()(nn.Sequential(nn.Linear(2, 2)), torch.zeros(4, 2))
+        reset(nn.Sequential(nn.Linear(2, 2)), torch.zeros(4, 2))
     untracked = nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False))
     with pytest.raises(UsageError, match="no BatchNorm statistics"):
-        BatchNormReset()(untracked, torch.zeros(4, 2))
+        reset(untracked, torch.zeros(4, 2))
     for options in ({"samples": 1}, {"batch_size": 1}, {"samples": -5}):
         with pytest.raises(UsageError, match="at least 2"):
             BatchNormReset(**options)

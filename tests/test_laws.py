@@ -552,6 +552,8 @@ class Mutant:
     name = "mutant"
     order_invariant = True
     equivariant = True
+    needs_data = False
+    any_width = False
 
     def __repr__(self) -> str:
         return self.what

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from weldnet._arrays import find_device
 from weldnet._modules import bare
+from weldnet.activations import Inputs
 from weldnet.alignment._method import Alignment, AlignmentMethod, Problem
 from weldnet.alignment._registry import METHODS, describe, make_method
 from weldnet.alignment._transport import transport
@@ -43,6 +44,7 @@ def align(
     structure: Structure,
     *,
     method: str | AlignmentMethod = "gamf",
+    data: Inputs | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     **options: Any,
@@ -53,6 +55,8 @@ def align(
         networks: modules or state dicts, in a list (then named ``"a"``, ``"b"``, ...) or by name.
         structure: where their units lie, from :func:`weldnet.capture`.
         method: a name from :data:`METHODS` or a method object such as ``Gamf(sigma=4.0)``.
+        data: unlabelled inputs, for methods that look at activations: a tensor, a Dataset, a DataLoader or an iterable
+            of batches; labels in it are ignored.
         seed: of everything random in the method.
         device: where to compute; the networks' own device if None.
         options: of the method, if it is given by name.
@@ -61,7 +65,8 @@ def align(
         One permutation for each network and space; the first network's are identities.
 
     Raises:
-        UsageError: an unknown method or option, or names that cannot be told apart.
+        UsageError: an unknown method or option, names that cannot be told apart, or a method that looks at activations
+            without data or modules.
         AlignmentError: fewer than two networks, or tensors that do not fit the structure.
         WidthError: unequal widths.
 
@@ -74,8 +79,19 @@ def align(
         torch.Size([8])
     """
     chosen = make_method(method, **options)
+    states = named_states(networks)
+    given = networks.values() if isinstance(networks, Mapping) else networks
+    modules = {name: bare(n) for name, n in zip(states, given, strict=True) if isinstance(n, nn.Module)}
+    problem = Problem(
+        structure,
+        states,
+        seed=seed,
+        device=find_device(device),
+        networks=modules if len(modules) == len(states) else None,
+        data=data,
+    )
     with torch.no_grad():
-        return chosen(Problem(structure, named_states(networks), seed=seed, device=find_device(device)))
+        return chosen(problem)
 
 
 def named_states(networks: Networks) -> dict[str, Mapping[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Protocol, final, runtime_checkable
@@ -12,11 +12,12 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from weldnet.activations import Inputs, Layer, Observer
 from weldnet.assignment import Coupling, NestedPlan, Permutation, Plan
 from weldnet.checkpoints import atomic_path, validate_finite
-from weldnet.errors import AlignmentError, CheckpointError, WidthError
+from weldnet.errors import AlignmentError, CheckpointError, UsageError, WidthError
 from weldnet.structure import Structure
 
 __all__ = ["Alignment", "AlignmentMethod", "Problem"]
@@ -34,6 +35,9 @@ class Problem:
         states: state dict of each network, by name; two or more.
         seed: of everything random in a method.
         device: where to compute; the networks' own device if None.
+        networks: the modules that the states are of, for methods that look at activations.
+        data: unlabelled inputs, for methods that look at activations.
+        structures: of the networks whose widths are not those of ``structure``, by name.
 
     Raises:
         AlignmentError: fewer than two networks, or tensors missing.
@@ -45,13 +49,35 @@ class Problem:
     states: Mapping[str, State]
     seed: int = 0
     device: torch.device | None = None
+    networks: Mapping[str, nn.Module] | None = None
+    data: Inputs | None = None
+    structures: Mapping[str, Structure] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         if len(self.states) < 2:
             raise AlignmentError(f"alignment needs two networks or more; got {len(self.states)}")
         for name, state in self.states.items():
-            _check_shapes(self.structure, name, state)
+            _check_shapes(self.structure_of(name), name, state)
             validate_finite(state, name)
+
+    def structure_of(self, name: str) -> Structure:
+        """Return the structure of one network."""
+        return self.structures.get(name, self.structure)
+
+    def observer(self, method: str, choose: Callable[[Layer], bool] = lambda layer: True) -> Observer:
+        """Return what shows all networks' activations.
+
+        Args:
+            method: who asks, for the message.
+            choose: which layers to look at.
+
+        Raises:
+            UsageError: the problem has no modules or no data.
+        """
+        if self.networks is None or self.data is None:
+            lacking = "the networks' modules" if self.networks is None else "unlabelled inputs"
+            raise UsageError(f"{method} looks at activations and has not got {lacking}; give nn.Modules, and data=")
+        return Observer(self.networks, {name: self.structure_of(name) for name in self.names}, choose)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -178,7 +204,7 @@ class AlignmentMethod(Protocol):
 
     ``name`` is the word that the registry, the command line and reports use; ``order_invariant`` says whether
     the order of the networks leaves the result's function unchanged; ``equivariant`` whether renumbering an
-    input does.
+    input does; ``needs_data`` whether it looks at activations; ``any_width`` whether widths may differ.
     """
 
     @property
@@ -187,6 +213,10 @@ class AlignmentMethod(Protocol):
     def order_invariant(self) -> bool: ...
     @property
     def equivariant(self) -> bool: ...
+    @property
+    def needs_data(self) -> bool: ...
+    @property
+    def any_width(self) -> bool: ...
 
     def __call__(self, problem: Problem, /) -> Alignment:
         """Align the networks of a problem."""

@@ -70,6 +70,8 @@ class Gamf:
     name = "gamf"
     order_invariant = True
     equivariant = True
+    needs_data = False
+    any_width = False
 
     def __post_init__(self) -> None:
         limits = {

@@ -22,6 +22,8 @@ class Identity:
     name = "identity"
     order_invariant = True
     equivariant = False
+    needs_data = False
+    any_width = False
 
     def __call__(self, problem: Problem, /) -> Alignment:
         """Return identities for every network and space."""

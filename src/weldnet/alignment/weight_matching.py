@@ -37,6 +37,8 @@ class WeightMatching:
     name = "weight_matching"
     order_invariant = False
     equivariant = False
+    needs_data = False
+    any_width = False
 
     def __post_init__(self) -> None:
         if self.sweeps < 1:

@@ -4,102 +4,44 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast, final
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
 from weldnet._arrays import find_device
 from weldnet._modules import bare
+from weldnet.activations import Inputs, held
 from weldnet.alignment import (
-    Alignment,
     AlignmentMethod,
+    Identity,
     Problem,
     describe,
     make_method,
     named_states,
     transport,
 )
-from weldnet.checkpoints import load_into, match_states, provenance, save, validate_finite
+from weldnet.checkpoints import load_into, match_states, validate_finite
 from weldnet.errors import StructureError, UsageError
-from weldnet.evaluation import Labelled, ensemble_metrics, evaluate
+from weldnet.evaluation import Labelled
 from weldnet.fusion._average import average, normalise_weights
-from weldnet.fusion._inputs import Inputs
-from weldnet.fusion._repair import NoRepair, Repair, has_statistics, make_repair
+from weldnet.fusion._averaged import Averaged
+from weldnet.fusion._fusion import Fusion
+from weldnet.fusion._judging import Judge, make_judge, notes, scored
+from weldnet.fusion._repair import NoRepair, Repair, make_repair
 from weldnet.fusion._report import Report, Row
 from weldnet.structure import Referee, Structure, capture
 from weldnet.structure import check as run_check
 
-__all__ = ["Fusion", "fuse"]
+__all__ = ["fuse"]
 
 logger = logging.getLogger("weldnet")
-
-#: Turns a network into numbers: one, or several by name.
-Judge = Callable[[nn.Module], float | Mapping[str, float]]
-
-
-@final
-@dataclass(frozen=True)
-class Fusion:
-    """What :func:`fuse` gives.
-
-    Args:
-        model: the fused network, of the first parent's class.
-        alignment: who went where.
-        structure: what was renumbered.
-        report: the numbers; print it.
-        config: the resolved settings, for the record.
-        parents: by name, a SHA-256 of each parent's tensors.
-    """
-
-    model: nn.Module
-    alignment: Alignment
-    structure: Structure
-    report: Report
-    config: Mapping[str, Any]
-    parents: Mapping[str, str]
-
-    def __str__(self) -> str:
-        return str(self.report)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the fused network's tensors."""
-        return dict(self.model.state_dict())
-
-    def save(self, path: str | os.PathLike[str], *, files: Sequence[str | os.PathLike[str]] = ()) -> None:
-        """Write the fused weights with their provenance, atomically.
-
-        Args:
-            path: ``.safetensors`` (with metadata), ``.pt``, ``.pth`` or ``.bin``.
-            files: the parents' checkpoints, whose names and SHA-256 go into the metadata; without them the hashes of
-                the parents' tensors do.
-
-        Raises:
-            CheckpointError: the file cannot be written; nothing is left behind.
-        """
-        save(self.state_dict(), path, metadata=self.provenance(files))
-
-    def provenance(self, files: Sequence[str | os.PathLike[str]] = ()) -> dict[str, str]:
-        """Return where the fused network comes from, as :meth:`save` writes it.
-
-        Args:
-            files: the parents' checkpoints.
-
-        Raises:
-            CheckpointError: a parent's file cannot be read.
-        """
-        metadata = provenance(files, dict(self.config), int(self.config.get("seed", 0)))
-        if not files:
-            metadata["parents"] = json.dumps([{"name": n, "tensors_sha256": h} for n, h in self.parents.items()])
-        return metadata
 
 
 def fuse(
@@ -165,7 +107,85 @@ def fuse(
         raise UsageError(f"size {size} is not available in this version; leave it at 1.0")
     chosen = make_method(method, **options)
     _check_arguments(networks, example_input, data, seed)
-    judge = _judge(evaluate_on)
+    judge = make_judge(evaluate_on)
+    parents = _gather(networks, weights)
+    first = next(iter(parents.modules.values()))
+    target = find_device(device)
+    data = None if data is None else held(data)
+    clock = _Clock(progress)
+
+    with clock.step("capture"):
+        structure = capture(first, example_input, outputs)
+    with clock.step("check"):
+        proof = _prove(parents, example_input, structure, seed) if check else "not made (check=False)"
+    with clock.step("align"), torch.no_grad():
+        problem = Problem(structure, parents.states, seed=seed, device=target, networks=parents.modules, data=data)
+        alignment = chosen(problem)
+    with clock.step("transport"):
+        moved = {name: transport(state, structure, alignment[name]) for name, state in parents.states.items()}
+        errors = _equivalences(parents, moved, example_input, structure, seed) if check else {}
+    shares = list(parents.shares.values())
+    with clock.step("average"):
+        averaged = Averaged(
+            _with_state(first, average(list(moved.values()), shares)),
+            parents.modules,
+            parents.shares,
+            structure,
+            alignment,
+            example_input=example_input,
+            seed=seed,
+        )
+    with clock.step("repair"):
+        mend = make_repair(repair, averaged.model, data)
+        repaired = mend(averaged, data)
+    with clock.step("evaluate"):
+        naive = _with_state(first, average(list(parents.states.values()), shares))
+        if judge is not None:
+            still = Identity()(Problem(structure, parents.states))
+            naive = mend(replace(averaged, model=naive, alignment=still), data).model
+        rows = scored(
+            [Row(n, "parent", {}, w, alignment.moved[n], errors.get(n)) for n, w in parents.shares.items()],
+            parents.modules,
+            naive,
+            repaired.model,
+            judge,
+        )
+    report = Report(
+        rows=tuple(rows),
+        method=describe(chosen),
+        repair=repaired.summary,
+        objective=alignment.stats.get("objective"),
+        check=proof,
+        spaces=len(structure.spaces),
+        free_share=structure.free_share,
+        parameters=sum(p.numel() for p in repaired.model.parameters()),
+        seconds=clock.seconds,
+        repair_numbers=repaired.numbers,
+        notes=tuple(notes(rows, structure, alignment, isinstance(mend, NoRepair), repaired.model, data)),
+    )
+    config = {
+        "method": repr(chosen),
+        "outputs": list(structure.outputs),
+        "weights": dict(parents.shares),
+        "repair": repaired.summary,
+        "check": check,
+        "seed": seed,
+    }
+    prints = {name: _fingerprint(state) for name, state in parents.states.items()}
+    return Fusion(repaired.model, alignment, structure, report, config, prints)
+
+
+@dataclass(frozen=True)
+class _Parents:
+    """The networks by name: as modules, as state dicts, and with their shares in the average."""
+
+    modules: dict[str, nn.Module]
+    states: dict[str, Mapping[str, Tensor]]
+    shares: dict[str, float]
+
+
+def _gather(networks: Any, weights: Sequence[float] | Mapping[str, float] | None) -> _Parents:
+    """Name the networks, and check that they can be averaged."""
     states = named_states(networks)
     names = list(states)
     if len(names) < 2:
@@ -173,62 +193,16 @@ def fuse(
     given = networks.values() if isinstance(networks, Mapping) else networks
     modules = {name: bare(network) for name, network in zip(names, given, strict=True)}
     shares = normalise_weights(_by_name(weights, names), len(names))
-    target = find_device(device)
     match_states(states)
     for name, state in states.items():
         validate_finite(state, name)
-    clock = _Clock(progress)
+    return _Parents(modules, states, dict(zip(names, shares, strict=True)))
 
-    with clock.step("capture"):
-        structure = capture(modules[names[0]], example_input, outputs)
-    proof = "not made (check=False)"
-    if check:
-        with clock.step("check"):
-            results = [run_check(module, example_input, structure, seed=seed) for module in modules.values()]
-            proof = str(max(results, key=lambda result: result.error))
-    with clock.step("align"), torch.no_grad():
-        alignment = chosen(Problem(structure, states, seed=seed, device=target))
-    with clock.step("transport"):
-        moved = {name: transport(state, structure, alignment[name]) for name, state in states.items()}
-        errors = (
-            {name: _equivalence(modules[name], moved[name], example_input, structure, seed) for name in names}
-            if check
-            else {}
-        )
-    with clock.step("average"):
-        fused = _with_state(modules[names[0]], average(list(moved.values()), shares))
-    with clock.step("repair"):
-        mend = make_repair(repair, fused, data)
-        fused, repaired = mend(fused, data)
-    rows = [
-        Row(name, "parent", {}, share, alignment.moved[name], errors.get(name))
-        for name, share in zip(names, shares, strict=True)
-    ]
-    with clock.step("evaluate"):
-        naive = _with_state(modules[names[0]], average(list(states.values()), shares))
-        naive = mend(naive, data)[0] if judge is not None else naive
-        rows = _scored(rows, modules, naive, fused, judge)
-    report = Report(
-        rows=tuple(rows),
-        method=describe(chosen),
-        repair=repaired,
-        objective=alignment.stats.get("objective"),
-        check=proof,
-        spaces=len(structure.spaces),
-        free_share=structure.free_share,
-        parameters=sum(p.numel() for p in fused.parameters()),
-        seconds=clock.seconds,
-        notes=tuple(_notes(rows, structure, alignment, isinstance(mend, NoRepair), fused, data)),
-    )
-    config = {
-        "method": repr(chosen),
-        "outputs": list(structure.outputs),
-        "weights": dict(zip(names, shares, strict=True)),
-        "repair": repaired,
-        "check": check,
-        "seed": seed,
-    }
-    return Fusion(fused, alignment, structure, report, config, {n: _fingerprint(s) for n, s in states.items()})
+
+def _prove(parents: _Parents, example_input: Any, structure: Structure, seed: int) -> str:
+    """Renumber every parent at random; its output must stay."""
+    results = [run_check(module, example_input, structure, seed=seed) for module in parents.modules.values()]
+    return str(max(results, key=lambda result: result.error))
 
 
 def _check_arguments(networks: Any, example_input: Any, data: Any, seed: Any) -> None:
@@ -250,25 +224,6 @@ def _check_arguments(networks: Any, example_input: Any, data: Any, seed: Any) ->
         raise UsageError(f"data is a {type(data).__name__}; give a tensor of inputs, a Dataset, or a DataLoader")
 
 
-def _judge(evaluate_on: Any) -> Labelled | Judge | None:
-    """Read what the report is scored on; a pair (inputs, labels) is a dataset too."""
-    pair = isinstance(evaluate_on, tuple | list) and len(evaluate_on) == 2
-    if pair and all(isinstance(t, Tensor) for t in evaluate_on):
-        if len(evaluate_on[0]) != len(evaluate_on[1]):
-            raise UsageError(
-                f"evaluate_on has {len(evaluate_on[0])} inputs and {len(evaluate_on[1])} labels; give pairs"
-            )
-        return cast(Labelled, TensorDataset(*evaluate_on))
-    if evaluate_on is None or callable(evaluate_on):
-        return cast("Judge | None", evaluate_on)
-    if isinstance(evaluate_on, Tensor) or not isinstance(evaluate_on, Iterable | Dataset):
-        raise UsageError(
-            f"evaluate_on is a {type(evaluate_on).__name__}; give (inputs, labels), a Dataset, a DataLoader, "
-            "or a function of a network"
-        )
-    return evaluate_on
-
-
 def _by_name(weights: Sequence[float] | Mapping[str, float] | None, names: Sequence[str]) -> Sequence[float] | None:
     if not isinstance(weights, Mapping):
         return weights
@@ -280,86 +235,27 @@ def _by_name(weights: Sequence[float] | Mapping[str, float] | None, names: Seque
     return [weights[name] for name in names]
 
 
-def _equivalence(
-    module: nn.Module, moved: Mapping[str, Tensor], example_input: Any, structure: Structure, seed: int
-) -> float:
-    """The proof on the alignment itself: the transported parent still answers as the parent does."""
-    referee = Referee(module, example_input, torch.Generator().manual_seed(seed), structure.outputs)
-    error = referee.error({k: t.to("cpu", referee.state[k].dtype) for k, t in moved.items()})
-    if not error <= referee.tolerance:
-        raise StructureError(
-            f"{type(module).__name__}: its transport changed the output by {error:.1e} "
-            f"(relative, {referee.tolerance:.0e} allowed); nothing was averaged: capture the structure of this model"
-        )
-    return error
+def _equivalences(
+    parents: _Parents, moved: Mapping[str, Mapping[str, Tensor]], example_input: Any, structure: Structure, seed: int
+) -> dict[str, float]:
+    """The proof on the alignment itself: every transported parent still answers as the parent does."""
+    errors = {}
+    for name, module in parents.modules.items():
+        referee = Referee(module, example_input, torch.Generator().manual_seed(seed), structure.outputs)
+        error = referee.error({k: t.to("cpu", referee.state[k].dtype) for k, t in moved[name].items()})
+        if not error <= referee.tolerance:
+            raise StructureError(
+                f"{type(module).__name__}: its transport changed the output by {error:.1e} "
+                f"(relative, {referee.tolerance:.0e} allowed); nothing was averaged: capture its own structure"
+            )
+        errors[name] = error
+    return errors
 
 
 def _with_state(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     model = copy.deepcopy(module)
     load_into(model, state, "fused")
     return model
-
-
-def _scored(
-    rows: Sequence[Row],
-    modules: Mapping[str, nn.Module],
-    naive: nn.Module,
-    fused: nn.Module,
-    judge: Labelled | Judge | None,
-) -> list[Row]:
-    def scores(model: nn.Module) -> Mapping[str, float]:
-        if judge is None:
-            return {}
-        if not callable(judge):
-            found = evaluate(model, judge)
-            return {"accuracy": found.accuracy, "loss": found.loss}
-        value = judge(model)
-        return dict(value) if isinstance(value, Mapping) else {"score": float(value)}
-
-    scored = [Row(r.name, r.role, scores(modules[r.name]), r.weight, r.moved, r.equivalence) for r in rows]
-    if judge is not None and not callable(judge):
-        found = ensemble_metrics(list(modules.values()), judge)
-        scored.append(Row("ensemble", "ensemble", {"accuracy": found.accuracy, "loss": found.loss}))
-    return [*scored, Row("naive average", "naive", scores(naive)), Row("fused", "fused", scores(fused))]
-
-
-def _notes(
-    rows: Sequence[Row],
-    structure: Structure,
-    alignment: Alignment,
-    unrepaired: bool,
-    fused: nn.Module,
-    data: Inputs | None,
-) -> Iterator[str]:
-    if structure.unknown:
-        yield f"no rule for {', '.join(structure.unknown)}: what reaches it was left in place."
-    if not structure.spaces:
-        yield "nothing in this model can be renumbered: the result is the naive average."
-    if alignment.stats.get("converged") is False:
-        yield "the alignment stopped before it settled; give it more sweeps."
-    if unrepaired and has_statistics(fused):
-        yield (
-            "the network has BatchNorm statistics, which averaging breaks: expect it to be far worse than its parents "
-            "until a few hundred unlabelled inputs restore them (data= or --data)."
-        )
-    elif unrepaired and data is not None:
-        yield "the unlabelled data was not used: there are no BatchNorm statistics to restore, or repair is 'none'."
-    accuracy = {row.role: row.scores["accuracy"] for row in rows if "accuracy" in row.scores}
-    if not any(row.scores for row in rows):
-        yield "not measured: the check is about renumbering, not quality; give labelled data (evaluate_on= or --data)."
-    if not accuracy:
-        return
-    parents = [row.scores["accuracy"] for row in rows if row.role == "parent"]
-    if accuracy["fused"] < accuracy["naive"]:
-        yield f"aligning did not help: the naive average is {_points(accuracy['naive'] - accuracy['fused'])} better."
-    if accuracy["fused"] < max(parents):
-        yield f"the fused network is {_points(max(parents) - accuracy['fused'])} below the best parent."
-    if accuracy["fused"] < min(parents) - 0.05:
-        yield "that is far below every parent: fine-tune it, or keep the ensemble, before you use it."
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:.2f} percentage points"
 
 
 def _fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -47,6 +47,7 @@ class Report:
         free_share: share of the hidden positions that can be renumbered.
         parameters: numbers in the fused network.
         seconds: by step.
+        repair_numbers: what the repair measured.
         notes: what the reader should know, in full sentences.
     """
 
@@ -60,6 +61,7 @@ class Report:
     parameters: int
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    repair_numbers: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def row(self, role: str) -> Row | None:
         """Return the first row of a role."""

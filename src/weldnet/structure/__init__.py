@@ -4,7 +4,7 @@ from weldnet.structure._capture import capture
 from weldnet.structure._carry import Maps, block_space, carried, carried_rows, partners
 from weldnet.structure._check import Check, check, random_renumbering
 from weldnet.structure._draw import draw_dot, layer_order
-from weldnet.structure._move import renumber, unit_rows
+from weldnet.structure._move import axes_in_view, renumber, unit_rows
 from weldnet.structure._outputs import output_tensors
 from weldnet.structure._power import Power, power
 from weldnet.structure._referee import Referee
@@ -25,6 +25,7 @@ __all__ = [
     "Referee",
     "Space",
     "Structure",
+    "axes_in_view",
     "block_space",
     "capture",
     "carried",

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from weldnet.errors import DataError
 
-__all__ = ["Inputs", "unlabelled_batches"]
+__all__ = ["Inputs", "held", "unlabelled_batches"]
 
 #: A tensor (N, ...), a Dataset, a DataLoader, or any iterable of batches. A batch is a tensor, or a tuple or list
 #: whose first entry is one: labels behind it are ignored.
@@ -37,6 +37,11 @@ def unlabelled_batches(data: Inputs, *, samples: int, batch_size: int = 128) -> 
             return
     if not seen:
         raise DataError("the unlabelled data is empty; give at least one batch, or leave data out")
+
+
+def held(data: Inputs, *, samples: int = 4096) -> Inputs:
+    """Return data that can be read again: an iterator's first ``samples`` inputs, anything else as it is."""
+    return list(unlabelled_batches(data, samples=samples)) if isinstance(data, Iterator) else data
 
 
 def _batches(data: Inputs, batch_size: int) -> Iterable[Any]:

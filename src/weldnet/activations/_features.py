@@ -1,0 +1,120 @@
+"""Features: what the units of a space do on unlabelled inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from weldnet.activations._inputs import Inputs, unlabelled_batches
+from weldnet.activations._layers import Layer, find_layers, observed
+from weldnet.assignment import Coupling, Permutation
+from weldnet.errors import DataError
+from weldnet.structure import Place, Structure
+
+__all__ = ["Observer", "carry_channels", "run"]
+
+
+def run(network: nn.Module, inputs: Tensor) -> object:
+    """Run a network on one batch of unlabelled inputs, in eval mode and without gradients; it stays as it was.
+
+    Raises:
+        DataError: the network rejects the inputs; the message gives their shape.
+    """
+    home = next((p.device for p in network.parameters()), torch.device("cpu"))
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            return network(inputs.to(home, dtype if inputs.is_floating_point() else inputs.dtype, copy=True))
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"unlabelled inputs of shape {tuple(inputs.shape)} do not fit {type(network).__name__}: {reason}; "
+            "give inputs of the shape that the model takes"
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@final
+@dataclass(frozen=True)
+class Observer:
+    """Networks beside one another on the same unlabelled inputs.
+
+    Args:
+        networks: by name; not changed.
+        structures: of each network, by name.
+        choose: which layers to look at; all by default.
+    """
+
+    networks: Mapping[str, nn.Module]
+    structures: Mapping[str, Structure]
+    choose: Callable[[Layer], bool] = lambda layer: True
+
+    def batches(self, data: Inputs, *, samples: int, batch_size: int = 128) -> Iterator[dict[str, dict[str, Tensor]]]:
+        """Yield, batch by batch, each network's outputs by layer: ``{network: {layer: (rows, channels)}}``.
+
+        A layer that is called several times gives its rows one call after the other. Networks see the same inputs, so
+        that rows of one layer belong together.
+        """
+        layers = {
+            n: [x for x in find_layers(m, self.structures[n]) if self.choose(x)] for n, m in self.networks.items()
+        }
+        for inputs in unlabelled_batches(data, samples=samples, batch_size=batch_size):
+            yield {name: _observe(network, layers[name], inputs) for name, network in self.networks.items()}
+
+
+def _observe(network: nn.Module, layers: Sequence[Layer], inputs: Tensor) -> dict[str, Tensor]:
+    seen: dict[str, list[Tensor]] = {}
+
+    def visit(layer: Layer, given: Tensor, output: Tensor) -> None:
+        seen.setdefault(layer.name, []).append(layer.rows(output.detach()))
+
+    with ExitStack() as stack:
+        stack.enter_context(observed(network, layers, visit))
+        run(network, inputs)
+    return {name: rows[0] if len(rows) == 1 else torch.cat(rows) for name, rows in seen.items()}
+
+
+def carry_channels(
+    rows: Tensor,
+    places: Sequence[Place],
+    structure: Structure,
+    couplings: Mapping[str, Coupling],
+    target: tuple[Sequence[Place], Structure, int] | None = None,
+) -> Tensor:
+    """Carry the channels of one network's outputs to the universe.
+
+    Args:
+        rows: shape (rows, channels); not changed.
+        places: where the units lie among the channels, as :attr:`Layer.places` gives them.
+        structure: of that network.
+        couplings: of that network, by space; spaces left out stay. A unit of the universe gets the mean of the units
+            that a soft coupling brings to it.
+        target: for networks of other widths, the same layer's places, structure and number of channels in the universe.
+
+    Returns:
+        Shape (rows, channels of the universe).
+    """
+    ends, end_structure, channels = target or (places, structure, rows.shape[1])
+    moved = rows.clone() if channels == rows.shape[1] else rows.new_zeros(len(rows), channels)
+    for place, end in zip(places, ends, strict=True):
+        coupling = couplings.get(place.space)
+        if coupling is None:
+            continue
+        source = torch.as_tensor(structure.positions(place), device=rows.device)
+        goal = torch.as_tensor(end_structure.positions(end), device=rows.device)
+        if isinstance(coupling, Permutation):
+            moved[:, goal] = rows[:, source[coupling.source.to(rows.device)]]
+            continue
+        plan = coupling.matrix(rows.dtype).to(rows.device)
+        shares = plan / plan.sum(0).clamp_min(torch.finfo(plan.dtype).tiny)
+        moved[:, goal] = torch.einsum("rac,au->ruc", rows[:, source], shares)
+    return moved

@@ -1,0 +1,103 @@
+"""Judge: scores of parents, ensemble, naive and fused, and what a reader should know about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from weldnet.activations import Inputs
+from weldnet.alignment import Alignment
+from weldnet.errors import UsageError
+from weldnet.evaluation import Labelled, ensemble_metrics, evaluate
+from weldnet.fusion._batch_norm import has_statistics
+from weldnet.fusion._report import Row
+from weldnet.structure import Structure
+
+__all__ = ["Judge", "make_judge", "notes", "scored"]
+
+#: Turns a network into numbers: one, or several by name.
+Judge = Callable[[nn.Module], float | Mapping[str, float]]
+
+
+def make_judge(evaluate_on: Any) -> Labelled | Judge | None:
+    """Read what the report is scored on; a pair (inputs, labels) is a dataset too."""
+    pair = isinstance(evaluate_on, tuple | list) and len(evaluate_on) == 2
+    if pair and all(isinstance(t, Tensor) for t in evaluate_on):
+        if len(evaluate_on[0]) != len(evaluate_on[1]):
+            raise UsageError(
+                f"evaluate_on has {len(evaluate_on[0])} inputs and {len(evaluate_on[1])} labels; give pairs"
+            )
+        return cast(Labelled, TensorDataset(*evaluate_on))
+    if evaluate_on is None or callable(evaluate_on):
+        return cast("Judge | None", evaluate_on)
+    if isinstance(evaluate_on, Tensor) or not isinstance(evaluate_on, Iterable | Dataset):
+        raise UsageError(
+            f"evaluate_on is a {type(evaluate_on).__name__}; give (inputs, labels), a Dataset, a DataLoader, "
+            "or a function of a network"
+        )
+    return evaluate_on
+
+
+def scored(
+    rows: Sequence[Row],
+    modules: Mapping[str, nn.Module],
+    naive: nn.Module,
+    fused: nn.Module,
+    judge: Labelled | Judge | None,
+) -> list[Row]:
+    def scores(model: nn.Module) -> Mapping[str, float]:
+        if judge is None:
+            return {}
+        if not callable(judge):
+            found = evaluate(model, judge)
+            return {"accuracy": found.accuracy, "loss": found.loss}
+        value = judge(model)
+        return dict(value) if isinstance(value, Mapping) else {"score": float(value)}
+
+    found_rows = [Row(r.name, r.role, scores(modules[r.name]), r.weight, r.moved, r.equivalence) for r in rows]
+    if judge is not None and not callable(judge):
+        found = ensemble_metrics(list(modules.values()), judge)
+        found_rows.append(Row("ensemble", "ensemble", {"accuracy": found.accuracy, "loss": found.loss}))
+    return [*found_rows, Row("naive average", "naive", scores(naive)), Row("fused", "fused", scores(fused))]
+
+
+def notes(
+    rows: Sequence[Row],
+    structure: Structure,
+    alignment: Alignment,
+    unrepaired: bool,
+    fused: nn.Module,
+    data: Inputs | None,
+) -> Iterator[str]:
+    if structure.unknown:
+        yield f"no rule for {', '.join(structure.unknown)}: what reaches it was left in place."
+    if not structure.spaces:
+        yield "nothing in this model can be renumbered: the result is the naive average."
+    if alignment.stats.get("converged") is False:
+        yield "the alignment stopped before it settled; give it more sweeps."
+    if unrepaired and has_statistics(fused):
+        yield (
+            "the network has BatchNorm statistics, which averaging breaks: expect it to be far worse than its parents "
+            "until a few hundred unlabelled inputs restore them (data= or --data)."
+        )
+    elif unrepaired and data is not None:
+        yield "the unlabelled data was not used: there are no BatchNorm statistics to restore, or repair is 'none'."
+    accuracy = {row.role: row.scores["accuracy"] for row in rows if "accuracy" in row.scores}
+    if not any(row.scores for row in rows):
+        yield "not measured: the check is about renumbering, not quality; give labelled data (evaluate_on= or --data)."
+    if not accuracy:
+        return
+    parents = [row.scores["accuracy"] for row in rows if row.role == "parent"]
+    if accuracy["fused"] < accuracy["naive"]:
+        yield f"aligning did not help: the naive average is {_points(accuracy['naive'] - accuracy['fused'])} better."
+    if accuracy["fused"] < max(parents):
+        yield f"the fused network is {_points(max(parents) - accuracy['fused'])} below the best parent."
+    if accuracy["fused"] < min(parents) - 0.05:
+        yield "that is far below every parent: fine-tune it, or keep the ensemble, before you use it."
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:.2f} percentage points"
