@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import save_file
 
 from weldnet import data, models
+from weldnet.data import Scheme
 from weldnet.evaluation import evaluate
 from weldnet.training import Recipe, initialise, train
 
@@ -34,7 +35,10 @@ _log = logging.getLogger("train_networks")
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSet:
-    """Networks that differ only in their seed."""
+    """Networks that differ only in their seed, and where the data is split in their part of it.
+
+    Of ``parts`` networks, seed k sees part ``k % parts`` of split number ``k // parts``.
+    """
 
     model: str
     dataset: str
@@ -42,6 +46,8 @@ class NetworkSet:
     seeds: tuple[int, ...]
     note: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    scheme: Scheme | None = None
+    parts: int = 1
 
 
 _MNIST = Recipe(epochs=10, schedule="onecycle")
@@ -73,6 +79,29 @@ _RESNET = NetworkSet(
     note="4 epochs, not 10: an epoch takes 100 seconds on one core",
 )
 
+_VGG_BN_HALF = replace(
+    _VGG_BN, options={"width": 0.5, "batch_norm": True}, seeds=(0, 1), note="6 epochs: 80 s each on one core"
+)
+
+
+def _split_sets() -> dict[str, NetworkSet]:
+    """Sets whose networks saw different parts of the training data: 2, 4 or 8 parts, by Dirichlet(0.5) or 8/2 skew."""
+    bases = {
+        "mnist-mlp": (_MLP, (2, 4, 8), 5),
+        "cifar10-vgg11q": (replace(_VGG, recipe=replace(_VGG.recipe, epochs=20)), (2, 4, 8), 1),
+        "cifar10-vgg11bnh": (_VGG_BN_HALF, (2,), 1),
+        "cifar10-resnet20": (replace(_RESNET, recipe=replace(_RESNET.recipe, epochs=6)), (2,), 1),
+    }
+    return {
+        f"{name}-{scheme}{parts}": replace(
+            base, scheme=scheme, parts=parts, seeds=tuple(range(parts * splits)), note=""
+        )
+        for name, (base, sizes, splits) in bases.items()
+        for parts in sizes
+        for scheme in ("dirichlet", "skew")
+    }
+
+
 SETS: dict[str, NetworkSet] = {
     "mnist-mlp": _MLP,
     "mnist-mlp-val": replace(_MLP, seeds=_VALIDATION),
@@ -82,6 +111,9 @@ SETS: dict[str, NetworkSet] = {
     "cifar10-resnet20-val": replace(_RESNET, seeds=_VALIDATION[:2]),
     "cifar10-vgg11bnq": _VGG_BN,
     "cifar10-resnet20": _RESNET,
+    "cifar10-vgg11bnh": _VGG_BN_HALF,
+    **_split_sets(),
+    "cifar10-vgg11q-dirichlet2-val": replace(_VGG, scheme="dirichlet", parts=2, seeds=(100, 101)),
 }
 
 
@@ -121,6 +153,9 @@ def train_network(name: str, seed: int, out: Path) -> None:
     model = initialise(lambda: models.build(choice.model, **choice.options), seed)
     state = path.with_suffix(".state")
     training = data.load(choice.dataset, split="train")
+    if choice.scheme is not None:
+        parts = data.partition(training.labels, choice.parts, choice.scheme, seed=seed // choice.parts)
+        training = training.rows(parts[seed % choice.parts])
     result = train(model, training, recipe, state_path=state, resume=True, progress=False)
     metrics = evaluate(result.model, data.load(choice.dataset, split="test"))
     record = {
@@ -130,6 +165,9 @@ def train_network(name: str, seed: int, out: Path) -> None:
         "model": choice.model,
         "options": choice.options,
         "dataset": choice.dataset,
+        "scheme": choice.scheme,
+        "parts": choice.parts,
+        "rows": len(training),
         "accuracy": metrics.accuracy,
         "loss": metrics.loss,
         "training_accuracy": result.history[-1].accuracy if result.history else None,

@@ -264,3 +264,56 @@ def test_the_real_test_splits_are_whole_and_normalised(name, shape, data_root, m
     assert abs(split.images.mean()) < 0.05
     assert abs(split.images.std() - 1) < 0.05
     assert split.labels.bincount().min() > 800
+
+
+# -- partitions --------------------------------------------------------------------------------------
+
+LABELS = torch.arange(2000) % 10
+
+
+@pytest.mark.parametrize("scheme", data.SCHEMES)
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_every_row_goes_to_one_part(scheme, parts):
+    found = data.partition(LABELS, parts, scheme, seed=3)
+    assert len(found) == parts
+    assert torch.equal(torch.cat(found).sort().values, torch.arange(2000))
+    again = data.partition(LABELS, parts, scheme, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    if parts > 1:
+        other = data.partition(LABELS, parts, scheme, seed=4)
+        assert not all(torch.equal(a, b) for a, b in zip(found, other, strict=True))
+
+
+def test_skewed_parts_have_their_share_of_their_classes():
+    for part, rows in enumerate(data.partition(LABELS, 2, "skew", share=0.8)):
+        counts = torch.bincount(LABELS[rows], minlength=10)
+        assert counts.tolist() == [160 if label % 2 == part else 40 for label in range(10)]
+
+
+def test_dirichlet_parts_are_uneven_in_class_and_nearly_even_in_size():
+    uneven = data.partition(LABELS, 4, "dirichlet", alpha=0.1)
+    counts = torch.stack([torch.bincount(LABELS[rows], minlength=10) for rows in uneven]).double()
+    assert float((counts / counts.sum(0)).amax(0).mean()) > 0.75
+    assert all(10 <= len(rows) <= 2000 / 4 + 200 for rows in uneven)
+
+
+def test_shards_hold_few_classes():
+    for rows in data.partition(LABELS, 5, "shards", shards=2):
+        assert len(LABELS[rows].unique()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"scheme": "round"}, UsageError, "unknown partition 'round'; choose iid"),
+        ({"parts": 0}, UsageError, "parts is 0"),
+        ({"parts": 3000}, DataError, "2000 rows cannot be split among 3000"),
+        ({"scheme": "dirichlet", "alpha": 0.0}, UsageError, "alpha is 0.0"),
+        ({"scheme": "dirichlet", "smallest": 1500}, DataError, "fewer than 1500 of 2000 rows"),
+        ({"scheme": "skew", "share": 1.5}, UsageError, "share is 1.5"),
+        ({"scheme": "skew", "share": 1.0, "parts": 11}, DataError, "without rows"),
+    ],
+)
+def test_partitions_that_cannot_be_are_refused(options, error, says):
+    with pytest.raises(error, match=says):
+        data.partition(LABELS, **{"parts": 2, **options})

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from weldnet.data._decode import read_hub, read_parquet
+from weldnet.data._partition import SCHEMES, Scheme, partition
 from weldnet.data._sources import KNOWN, SPLIT_NAMES, find_files, find_folder, hub_name, statistics
 from weldnet.data._split import Split, spaced_rows
 from weldnet.errors import DataError, UsageError
 
-__all__ = ["NAMES", "Split", "load", "normalisation"]
+__all__ = ["NAMES", "SCHEMES", "Scheme", "Split", "load", "normalisation", "partition"]
 
 NAMES: tuple[str, ...] = ("digits", *KNOWN)
 """The datasets that have a short name."""

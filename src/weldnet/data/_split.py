@@ -52,6 +52,10 @@ class Split(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
 
+    def rows(self, numbers: Tensor) -> Split:
+        """Return some of the rows, with all classes; `partition` gives row numbers."""
+        return Split(self.images[numbers], self.labels[numbers], self.classes, self.name)
+
     def __repr__(self) -> str:
         shape = "x".join(str(size) for size in self.images.shape)
         return f"Split({self.name!r}, images {shape}, {len(self.classes)} classes)"
