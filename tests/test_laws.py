@@ -186,9 +186,24 @@ class Network:
     def structure(self) -> Structure:
         return _structure(self)
 
-    def outputs(self, state: State) -> Tensor:
+    @property
+    def unlabelled(self) -> Tensor:
+        """Inputs without labels, for methods that look at activations; others than those that outputs are judged on."""
+        generator = torch.Generator().manual_seed(11)
+        return torch.randn(32, *self.shape[1:], generator=generator, dtype=torch.float64)
+
+    def loaded(self, state: State) -> nn.Module:
         model = self.model(0)
         model.load_state_dict(dict(state))
+        return model
+
+    def problem(self, states: Mapping[str, State]) -> Problem:
+        """Give a method all that it may ask for: states, their modules, and unlabelled inputs."""
+        modules = {name: self.loaded(state) for name, state in states.items()}
+        return Problem(self.structure, states, networks=modules, data=self.unlabelled)
+
+    def outputs(self, state: State) -> Tensor:
+        model = self.loaded(state)
         with torch.no_grad():
             return model(self.inputs)
 
@@ -251,11 +266,11 @@ def three(network: Network) -> dict[str, dict[str, Tensor]]:
 
 @cache
 def aligned(method: AlignmentMethod, network: Network) -> Alignment:
-    return method(Problem(network.structure, three(network)))
+    return method(network.problem(three(network)))
 
 
 def fused_outputs(method: AlignmentMethod, network: Network, states: Mapping[str, State]) -> Tensor:
-    alignment = method(Problem(network.structure, states))
+    alignment = method(network.problem(states))
     return network.outputs(fused(network, states, alignment))
 
 
@@ -305,7 +320,7 @@ def law_recovery(method: AlignmentMethod, network: Network) -> None:
     original = network.state(1)
     for seed in range(2):
         states = {"a": original, "b": renumbered(network, original, seed)}
-        alignment = method(Problem(network.structure, states))
+        alignment = method(network.problem(states))
         back = transport(states["b"], network.structure, alignment["b"])
         for name, tensor in original.items():
             assert torch.equal(back[name], tensor), f"{name} was not recovered"
@@ -315,7 +330,7 @@ def law_self(method: AlignmentMethod, network: Network) -> None:
     """Copies of one network stay as they are, and so does their average."""
     state = network.state(1)
     states = dict.fromkeys("abc", state)
-    alignment = method(Problem(network.structure, states))
+    alignment = method(network.problem(states))
     for name in states:
         for space, coupling in alignment[name].items():
             assert coupling == Permutation.identity(len(coupling)), f"{space} moved in {name}"
@@ -374,14 +389,20 @@ def law_order(method: AlignmentMethod, network: Network) -> None:
 def law_purity(method: AlignmentMethod, network: Network) -> None:
     """Inputs stay as they were; the same seed gives the same result, whatever the global generator does."""
     states, before = three(network), three(network)
+    problem = network.problem(states)
+    assert problem.networks is not None
     with torch.random.fork_rng():
         torch.manual_seed(12345)
         expected = torch.get_rng_state()
-        again = method(Problem(network.structure, states))
+        again = method(problem)
         assert torch.equal(torch.get_rng_state(), expected), "the global generator was used"
     for name, state in before.items():
         for tensor, value in state.items():
             assert torch.equal(states[name][tensor], value), f"{tensor} of {name} was changed"
+            assert torch.equal(problem.networks[name].state_dict()[tensor], value), f"{tensor} of {name} was trained"
+        assert not any(m.training or m._forward_hooks for m in problem.networks[name].modules()), f"{name} was left open"
+        assert all(p.requires_grad and p.grad is None for p in problem.networks[name].parameters()), f"{name} has traces"
+    assert torch.equal(problem.data, network.unlabelled), "the unlabelled inputs were changed"
     assert again.couplings == aligned(method, network).couplings, "the same seed gave another result"
 
 
@@ -408,7 +429,7 @@ def law_round_trip(
 ) -> None:
     """Saved, loaded and transported is the same, bit for bit."""
     states = {name: network.state(seed) for seed, name in enumerate(["site 1", "b/c"])}
-    alignment = method(Problem(network.structure, states))
+    alignment = method(network.problem(states))
     with tempfile.TemporaryDirectory() as folder:
         save(alignment, Path(folder) / "alignment.safetensors")
         again = load(Path(folder) / "alignment.safetensors")
@@ -637,6 +658,34 @@ def rounds_soft_couplings(problem: Problem) -> Alignment:
     return changed(honest(problem), rounded)
 
 
+def trains_its_networks(problem: Problem) -> Alignment:
+    assert problem.networks is not None
+    for network in problem.networks.values():
+        with torch.no_grad():
+            next(network.parameters()).mul_(0.9)
+    return honest(problem)
+
+
+def leaves_hooks_behind(problem: Problem) -> Alignment:
+    assert problem.networks is not None
+    for network in problem.networks.values():
+        network.register_forward_hook(lambda module, given, output: None)
+    return honest(problem)
+
+
+def leaves_gradients_behind(problem: Problem) -> Alignment:
+    assert problem.networks is not None
+    for network in problem.networks.values():
+        network(problem.data).sum().backward()
+    return honest(problem)
+
+
+def scales_the_data(problem: Problem) -> Alignment:
+    assert isinstance(problem.data, Tensor)
+    problem.data.div_(problem.data.norm())
+    return honest(problem)
+
+
 def moves_nothing(state: State, structure: Structure, couplings: Couplings) -> Mapping[str, Tensor]:
     return dict(state)
 
@@ -737,6 +786,10 @@ CAUGHT: list[tuple[Callable[..., None], tuple[object, ...], str]] = [
     (law_purity, (Mutant("draws globally", draws_from_the_global_generator), MLP), "global generator"),
     (law_purity, (Mutant("remembers earlier calls", remembers_earlier_calls), MLP), "another result"),
     (law_purity, (Mutant("scales its inputs", scales_its_inputs), MLP), "was changed"),
+    (law_purity, (Mutant("trains its networks", trains_its_networks), MLP), "was trained"),
+    (law_purity, (Mutant("leaves hooks behind", leaves_hooks_behind), MLP), "was left open"),
+    (law_purity, (Mutant("leaves gradients behind", leaves_gradients_behind), MLP), "has traces"),
+    (law_purity, (Mutant("scales the data", scales_the_data), MLP), "unlabelled inputs were changed"),
     (law_widths, (crops, WeightMatching(), MLP), "went through"),
     (law_widths, (only_says_that_shapes_differ, WeightMatching(), MLP), "no space is named"),
     (law_widths, (fails_somewhere_inside, WeightMatching(), MLP), "unequal widths raise"),
