@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,13 +12,14 @@ from torch import Tensor, nn
 
 from weldnet._modules import bare, forget_cached
 from weldnet.errors import CaptureError
+from weldnet.structure._copies import named_tensors, own_copy
 from weldnet.structure._forest import NO_FREEDOM, Forest, read_forest
 from weldnet.structure._meta import has_weights
 from weldnet.structure._outputs import output_tensors
 from weldnet.structure._roles import OUTPUT, Roles
 from weldnet.structure._routes import record
 from weldnet.structure._spec import Frozen, Indices, Layout, Place, Space, Structure
-from weldnet.structure._trace import Ref, Trace, call, named_tensors
+from weldnet.structure._trace import Ref, Trace, call
 from weldnet.structure._units import Factor, Units, Value
 from weldnet.structure.rules import apply
 from weldnet.structure.rules._context import Context
@@ -106,7 +106,7 @@ def _refuse_hidden_use(model: nn.Module, example_input: Any, traced: Trace, unus
 
     That shows in two ways: a tensor that no operation uses changes the output, or a constant depends on parameters.
     """
-    twin = copy.deepcopy(model).eval()
+    twin = own_copy(model)
     state, _ = named_tensors(twin)
     floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
     before: list[Tensor] | None = None

@@ -21,7 +21,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from weldnet.errors import CaptureError
-from weldnet.structure._meta import has_values, has_weights, off_meta, twins_on_meta
+from weldnet.structure._copies import named_tensors, one_line, own_copy, own_inputs
+from weldnet.structure._meta import has_values, has_weights, off_meta
 from weldnet.structure._outputs import Output, find_outputs
 from weldnet.structure._trace import (
     Operation,
@@ -30,11 +31,7 @@ from weldnet.structure._trace import (
     call,
     call_arguments,
     live,
-    named_tensors,
-    one_line,
     outputs_that_count,
-    own_copy,
-    own_inputs,
     plain_kernels,
     visible_outputs,
 )
@@ -70,7 +67,7 @@ def export_trace(model: nn.Module, example_input: Any, outputs: str | Sequence[s
         call(own_copy(model), None, example_input)
         twin = own_copy(model)
     else:
-        twin = own_copy(model, twins_on_meta(model))
+        twin = own_copy(model, weightless=True)
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
     state, aliases = named_tensors(twin)
     try:

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["NO_VALUE", "has_values", "has_weights", "memory", "off_meta", "standing_in", "twins_on_meta"]
+__all__ = ["NO_VALUE", "has_values", "has_weights", "memory", "off_meta", "standing_in", "twin_on_meta"]
 
 #: What is raised where a value is read that there is not.
 NO_VALUE = (DataDependentOutputException, DynamicOutputShapeException)
@@ -40,14 +40,6 @@ def standing_in(model: nn.Module) -> AbstractContextManager[Any]:
     if has_weights(model):
         return contextlib.nullcontext()
     return _StandIns(itertools.chain(model.parameters(), model.buffers()))
-
-
-def twins_on_meta(model: nn.Module) -> dict[int, Tensor]:
-    """Return a tensor on the meta device for each parameter and buffer, by identity: a memo for ``copy.deepcopy``.
-
-    ``model.to("meta")`` would tear tied parameters apart.
-    """
-    return {id(t): _twin(t) for t in itertools.chain(model.parameters(), model.buffers())}
 
 
 def off_meta(leaf: Any) -> Any:
@@ -85,11 +77,12 @@ class _StandIns(TorchDispatchMode):
 
     def _fake(self, tensor: Tensor) -> Tensor:
         if id(tensor) not in self._known:
-            fake = FakeTensor(self._mode, _twin(tensor.detach()), torch.device("cpu"))
+            fake = FakeTensor(self._mode, twin_on_meta(tensor.detach()), torch.device("cpu"))
             self._known[id(tensor)] = (fake, tensor)
         return self._known[id(tensor)][0]
 
 
-def _twin(tensor: Tensor) -> Tensor:
+def twin_on_meta(tensor: Tensor) -> Tensor:
+    """Return a tensor, or parameter, of the same shape and dtype on the meta device."""
     twin = torch.empty_like(tensor, device="meta", requires_grad=False)
     return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin

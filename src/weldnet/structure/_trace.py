@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from weldnet._modules import forget_cached
 from weldnet.errors import CaptureError, ModelError
+from weldnet.structure._copies import (
+    named_tensors,
+    one_line,
+    overlap,
+    own_copy,
+    own_inputs,
+    positions_in_memory,
+    refuse_other_views,
+)
+from weldnet.structure._exits import Exits
 from weldnet.structure._meta import NO_VALUE, has_values, memory, off_meta, standing_in
 from weldnet.structure._outputs import (
     ANSWER,
@@ -36,12 +44,8 @@ __all__ = [
     "call_arguments",
     "decompose",
     "live",
-    "named_tensors",
     "offsets",
-    "one_line",
     "outputs_that_count",
-    "own_copy",
-    "own_inputs",
     "plain_kernels",
     "trace",
     "visible_outputs",
@@ -169,7 +173,9 @@ def trace(
 
     def forward(state: dict[str, Tensor], args: Any, kwargs: Any) -> list[Tensor]:
         full = {**state, **{alias: state[name] for alias, name in aliases.items()}}
-        result = torch.func.functional_call(model, full, args, kwargs, tie_weights=False)
+        with Exits(recorder.depends_on_weights) as exits:
+            result = torch.func.functional_call(model, full, args, kwargs, tie_weights=False)
+        exits.refuse()
         return output_tensors(result, [output.path for output in visible])
 
     try:
@@ -183,6 +189,8 @@ def trace(
             f"{type(model).__name__} cannot be traced{last}: {one_line(error)}; "
             "make this step plain tensor code, or pass the submodule around it"
         ) from error
+    constants = recorder.foreign([*state.values(), *inputs])
+    refuse_other_views(model, state, constants)
     recorder.forget_unread_changes({recorder.ref(t).number for t in tensors})
     chosen = outputs_that_count(visible, [recorder.ref(t) for t in tensors], recorder.operations, len(state))
     refs = tuple(chosen.values())
@@ -194,31 +202,9 @@ def trace(
         outputs=refs,
         selected=tuple(chosen) if len(chosen) < len(every) else (),
         values=tuple(recorder.values[i] for i in keep) if keep_values else (),
-        constants=recorder.foreign([*state.values(), *inputs]),
+        constants=constants,
         known=recorder.known(),
     )
-
-
-def own_inputs(example_input: Any) -> Any:
-    """Copy the tensors of an input: a forward pass may write into them."""
-    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), example_input)
-
-
-def named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of the state dict by name, and names that share a tensor with an earlier name."""
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    first: dict[int, str] = {}
-    persistent = model.state_dict(keep_vars=True)
-    for name, tensor in persistent.items():
-        if not isinstance(tensor, Tensor):
-            continue
-        if id(tensor) in first:
-            aliases[name] = first[id(tensor)]
-        else:
-            first[id(tensor)] = name
-            tensors[name] = tensor.detach()
-    return tensors, aliases
 
 
 class _Recorder(TorchDispatchMode):
@@ -233,6 +219,8 @@ class _Recorder(TorchDispatchMode):
         self._alive: list[Tensor] = []  # numbers are object identities: nothing may be freed meanwhile
         weights = [self.ref(tensor) for tensor in state.values()]
         self._varying = {r.number for r in weights if r.dtype.is_floating_point or r.dtype.is_complex}
+        self._weighted = set(self._varying)
+        self._memories = {memory(self._alive[number]) for number in self._weighted}
         self._varying |= {self.ref(tensor).number for tensor in inputs}
 
     def ref(self, tensor: Tensor) -> Ref:
@@ -263,9 +251,16 @@ class _Recorder(TorchDispatchMode):
         seeded = torch.Tag.nondeterministic_seeded in func.tags
         if seeded or any(ref.number in self._varying for ref in operation.inputs):
             self._varying |= {ref.number for ref in refs}
+        if any(ref.number in self._weighted for ref in operation.inputs):
+            self._weighted |= {ref.number for ref in (*refs, *changed)}
         if self._keep_values:
             self.values.append(tuple(t.detach() for t in outputs))
         return result
+
+    def depends_on_weights(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a weight, shares memory with one, or was computed from one."""
+        ref = self._refs.get(id(tensor))
+        return (ref is not None and ref.number in self._weighted) or memory(tensor) in self._memories
 
     def foreign(self, known: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the tensors that operations use although no operation made them, except known ones."""
@@ -305,33 +300,12 @@ class _Recorder(TorchDispatchMode):
 
     def _sharing(self, written: Sequence[Tensor]) -> list[Tensor]:
         """Every tensor so far that has elements in common with these."""
-        return [t for t in self._alive if any(_overlap(t, w) for w in written)]
-
-
-#: Up to this many elements overlap is found out element by element.
-_ENUMERATED = 1 << 20
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have elements in common, or may have."""
-    if memory(a) != memory(b):
-        return False
-    if max(a.numel(), b.numel()) > _ENUMERATED:
-        return True
-    first, second = (_places(t.shape, t.stride(), int(t.storage_offset())) for t in (a, b))
-    return bool(np.intersect1d(first, second).size)
+        return [t for t in self._alive if any(overlap(t, w) for w in written)]
 
 
 def offsets(ref: Ref) -> np.ndarray:
     """Where the elements of a tensor lie in their storage, in the tensor's shape."""
-    return _places(ref.shape, ref.strides, ref.offset)
-
-
-def _places(shape: Sequence[int], strides: Sequence[int], offset: int) -> np.ndarray:
-    places = np.array(offset)
-    for size, stride in zip(shape, strides, strict=True):
-        places = np.add.outer(places, np.arange(size) * stride)
-    return places
+    return positions_in_memory(ref.shape, ref.strides, ref.offset)
 
 
 def decompose(op: Operation, numbers: Iterator[int]) -> tuple[Operation, ...] | None:
@@ -457,24 +431,6 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
         torch.backends.mkldnn.enabled = fused
 
 
-def own_copy(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """Copy a model, in eval mode; ``tensors`` takes the place of those with these identities."""
-    try:
-        own = copy.deepcopy(model, dict[int, Any](tensors or {})).eval()
-    except Exception as error:
-        if "graph leaves" in str(error):
-            raise CaptureError(
-                f"{type(model).__name__} cannot be copied: it holds a tensor that was computed from its parameters; "
-                "detach it, or for weight normalisation use torch.nn.utils.parametrizations.weight_norm"
-            ) from error
-        raise CaptureError(
-            f"{type(model).__name__} cannot be copied ({one_line(error)}); "
-            "weldnet traces a copy so that yours stays as it is: give a freshly built model"
-        ) from error
-    forget_cached(own)
-    return own
-
-
 def _shapes(example_input: Any) -> str:
     def describe(leaf: Any) -> str:
         if isinstance(leaf, Tensor):
@@ -482,8 +438,3 @@ def _shapes(example_input: Any) -> str:
         return type(leaf).__name__
 
     return ", ".join(describe(leaf) for leaf in pytree.tree_leaves(example_input))
-
-
-def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else text[:237] + "..."
