@@ -28,7 +28,7 @@ from weldnet.errors import (
     UsageError,
 )
 from weldnet.fusion import Averaged, BatchNormReset, NoRepair, average, fuse, make_repair, normalise_weights
-from weldnet.fusion import _fuse as fuse_module
+from weldnet.fusion import _steps as steps_module
 from weldnet.structure import capture, random_renumbering, renumber
 
 # -- averaging -------------------------------------------------------------------------------------
@@ -539,7 +539,7 @@ def test_a_device_can_be_named():
 
 def test_without_the_check_nothing_is_claimed(monkeypatch):
     a, b, x = different_pair()
-    monkeypatch.setattr(fuse_module, "run_check", lambda *_, **__: pytest.fail("the check was made"))
+    monkeypatch.setattr(steps_module, "run_check", lambda *_, **__: pytest.fail("the check was made"))
     report = fuse([a, b], x, check=False, progress=False).report
     assert report.check == "not made (check=False)"
     assert [r.equivalence for r in report.rows] == [None] * 4
@@ -555,8 +555,8 @@ def unsound(build: Callable[..., weldnet.Structure]) -> Callable[..., weldnet.St
 
 def test_a_wrong_structure_stops_before_the_average(monkeypatch):
     a, b, x = different_pair()
-    monkeypatch.setattr(fuse_module, "capture", unsound(capture))
-    monkeypatch.setattr(fuse_module, "average", lambda *_: pytest.fail("something was averaged"))
+    monkeypatch.setattr(steps_module, "capture", unsound(capture))
+    monkeypatch.setattr(steps_module, "average", lambda *_: pytest.fail("something was averaged"))
     with pytest.raises(StructureError, match=r"'layers\.0'.*'layers\.0\.bias'"):
         fuse([a, b], x, progress=False)
 
@@ -565,9 +565,9 @@ def test_a_transport_that_changes_a_parent_stops_before_the_average(monkeypatch)
     """Even if the check saw nothing, the alignment itself is proven."""
     a, b, x = different_pair()
     good = weldnet.check(a, x, capture(a, x))
-    monkeypatch.setattr(fuse_module, "capture", unsound(capture))
-    monkeypatch.setattr(fuse_module, "run_check", lambda *_, **__: good)
-    monkeypatch.setattr(fuse_module, "average", lambda *_: pytest.fail("something was averaged"))
+    monkeypatch.setattr(steps_module, "capture", unsound(capture))
+    monkeypatch.setattr(steps_module, "run_check", lambda *_, **__: good)
+    monkeypatch.setattr(steps_module, "average", lambda *_: pytest.fail("something was averaged"))
     with pytest.raises(StructureError, match=r"its transport changed the output.*nothing was averaged"):
         fuse([a, b], x, progress=False)
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import logging
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,32 +11,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from weldnet._arrays import find_device
-from weldnet._modules import bare
 from weldnet.activations import Inputs, held
-from weldnet.alignment import (
-    AlignmentMethod,
-    Identity,
-    Problem,
-    describe,
-    make_method,
-    named_states,
-    transport,
-)
-from weldnet.checkpoints import load_into, match_states, validate_finite
-from weldnet.errors import StructureError, UsageError
+from weldnet.alignment import AlignmentMethod, describe, make_method
+from weldnet.errors import UsageError
 from weldnet.evaluation import Labelled
-from weldnet.fusion._average import average, normalise_weights
-from weldnet.fusion._averaged import Averaged
 from weldnet.fusion._fusion import Fusion
 from weldnet.fusion._judging import Judge, make_judge, notes, scored
 from weldnet.fusion._repair import NoRepair, Repair, make_repair
 from weldnet.fusion._report import Report, Row
-from weldnet.structure import Referee, Structure, capture
-from weldnet.structure import check as run_check
+from weldnet.fusion._steps import Clock, align_parents, average_parents, naive_average, prepare
 
 __all__ = ["fuse"]
-
-logger = logging.getLogger("weldnet")
 
 
 def fuse(
@@ -108,45 +88,26 @@ def fuse(
     chosen = make_method(method, **options)
     _check_arguments(networks, example_input, data, seed)
     judge = make_judge(evaluate_on)
-    parents = _gather(networks, weights)
-    first = next(iter(parents.modules.values()))
     target = find_device(device)
     data = None if data is None else held(data)
-    clock = _Clock(progress)
+    clock = Clock(progress)
 
-    with clock.step("capture"):
-        structure = capture(first, example_input, outputs)
-    with clock.step("check"):
-        proof = _prove(parents, example_input, structure, seed) if check else "not made (check=False)"
-    with clock.step("align"), torch.no_grad():
-        problem = Problem(structure, parents.states, seed=seed, device=target, networks=parents.modules, data=data)
-        alignment = chosen(problem)
-    with clock.step("transport"):
-        moved = {name: transport(state, structure, alignment[name]) for name, state in parents.states.items()}
-        errors = _equivalences(parents, moved, example_input, structure, seed) if check else {}
-    shares = list(parents.shares.values())
+    prepared = prepare(networks, example_input, clock, outputs=outputs, weights=weights, check=check, seed=seed)
+    aligned = align_parents(prepared, chosen, clock, data=data, device=target)
     with clock.step("average"):
-        averaged = Averaged(
-            _with_state(first, average(list(moved.values()), shares)),
-            parents.modules,
-            parents.shares,
-            structure,
-            alignment,
-            example_input=example_input,
-            seed=seed,
-        )
+        averaged = average_parents(prepared, aligned)
     with clock.step("repair"):
         mend = make_repair(repair, averaged.model, data)
         repaired = mend(averaged, data)
+    parents, structure, alignment = prepared.parents, prepared.structure, aligned.alignment
     with clock.step("evaluate"):
-        naive = _with_state(first, average(list(parents.states.values()), shares))
+        naive = naive_average(prepared, averaged)
         if judge is not None:
-            still = Identity()(Problem(structure, parents.states))
-            naive = mend(replace(averaged, model=naive, alignment=still), data).model
+            naive = replace(naive, model=mend(naive, data).model)
         rows = scored(
-            [Row(n, "parent", {}, w, alignment.moved[n], errors.get(n)) for n, w in parents.shares.items()],
+            [Row(n, "parent", {}, w, alignment.moved[n], aligned.errors.get(n)) for n, w in parents.shares.items()],
             parents.modules,
-            naive,
+            naive.model,
             repaired.model,
             judge,
         )
@@ -155,7 +116,7 @@ def fuse(
         method=describe(chosen),
         repair=repaired.summary,
         objective=alignment.stats.get("objective"),
-        check=proof,
+        check=prepared.proof,
         spaces=len(structure.spaces),
         free_share=structure.free_share,
         parameters=sum(p.numel() for p in repaired.model.parameters()),
@@ -171,38 +132,7 @@ def fuse(
         "check": check,
         "seed": seed,
     }
-    prints = {name: _fingerprint(state) for name, state in parents.states.items()}
-    return Fusion(repaired.model, alignment, structure, report, config, prints)
-
-
-@dataclass(frozen=True)
-class _Parents:
-    """The networks by name: as modules, as state dicts, and with their shares in the average."""
-
-    modules: dict[str, nn.Module]
-    states: dict[str, Mapping[str, Tensor]]
-    shares: dict[str, float]
-
-
-def _gather(networks: Any, weights: Sequence[float] | Mapping[str, float] | None) -> _Parents:
-    """Name the networks, and check that they can be averaged."""
-    states = named_states(networks)
-    names = list(states)
-    if len(names) < 2:
-        raise UsageError(f"fusing needs two networks or more; got {len(names)}")
-    given = networks.values() if isinstance(networks, Mapping) else networks
-    modules = {name: bare(network) for name, network in zip(names, given, strict=True)}
-    shares = normalise_weights(_by_name(weights, names), len(names))
-    match_states(states)
-    for name, state in states.items():
-        validate_finite(state, name)
-    return _Parents(modules, states, dict(zip(names, shares, strict=True)))
-
-
-def _prove(parents: _Parents, example_input: Any, structure: Structure, seed: int) -> str:
-    """Renumber every parent at random; its output must stay."""
-    results = [run_check(module, example_input, structure, seed=seed) for module in parents.modules.values()]
-    return str(max(results, key=lambda result: result.error))
+    return Fusion(repaired.model, alignment, structure, report, config, parents.fingerprints())
 
 
 def _check_arguments(networks: Any, example_input: Any, data: Any, seed: Any) -> None:
@@ -222,67 +152,3 @@ def _check_arguments(networks: Any, example_input: Any, data: Any, seed: Any) ->
         raise UsageError(f"seed is {seed!r}; give an integer of 0 or more")
     if data is not None and not isinstance(data, Iterable | Dataset):
         raise UsageError(f"data is a {type(data).__name__}; give a tensor of inputs, a Dataset, or a DataLoader")
-
-
-def _by_name(weights: Sequence[float] | Mapping[str, float] | None, names: Sequence[str]) -> Sequence[float] | None:
-    if not isinstance(weights, Mapping):
-        return weights
-    unknown = sorted(set(weights) ^ set(names))
-    if unknown:
-        raise UsageError(
-            f"weights and networks differ in {unknown[0]!r}; give one weight for each of {', '.join(names)}"
-        )
-    return [weights[name] for name in names]
-
-
-def _equivalences(
-    parents: _Parents, moved: Mapping[str, Mapping[str, Tensor]], example_input: Any, structure: Structure, seed: int
-) -> dict[str, float]:
-    """The proof on the alignment itself: every transported parent still answers as the parent does."""
-    errors = {}
-    for name, module in parents.modules.items():
-        referee = Referee(module, example_input, torch.Generator().manual_seed(seed), structure.outputs)
-        error = referee.error({k: t.to("cpu", referee.state[k].dtype) for k, t in moved[name].items()})
-        if not error <= referee.tolerance:
-            raise StructureError(
-                f"{type(module).__name__}: its transport changed the output by {error:.1e} "
-                f"(relative, {referee.tolerance:.0e} allowed); nothing was averaged: capture its own structure"
-            )
-        errors[name] = error
-    return errors
-
-
-def _with_state(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    model = copy.deepcopy(module)
-    load_into(model, state, "fused")
-    return model
-
-
-def _fingerprint(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
-
-
-class _Clock:
-    """Seconds of every step; says on stderr what is going on if asked to."""
-
-    def __init__(self, progress: bool) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        if self._progress:
-            from rich.console import Console
-
-            with Console(stderr=True).status(f"{name} ..."):
-                yield
-        else:
-            yield
-        self.seconds[name] = round(time.perf_counter() - start, 4)
-        logger.info("%s: %.2f s", name, self.seconds[name])

@@ -1,0 +1,229 @@
+"""The steps of a fusion: prepared networks, aligned ones, their average; each can be used more than once."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weldnet._modules import bare
+from weldnet.activations import Inputs
+from weldnet.alignment import Alignment, AlignmentMethod, Identity, Problem, named_states, transport
+from weldnet.checkpoints import load_into, match_states, validate_finite
+from weldnet.errors import StructureError, UsageError
+from weldnet.fusion._average import average, normalise_weights
+from weldnet.fusion._averaged import Averaged
+from weldnet.structure import Referee, Structure, capture
+from weldnet.structure import check as run_check
+
+__all__ = ["Aligned", "Clock", "Parents", "Prepared", "align_parents", "average_parents", "naive_average", "prepare"]
+
+logger = logging.getLogger("weldnet")
+
+
+@dataclass(frozen=True)
+class Parents:
+    """The networks by name: as modules, as state dicts, and with their shares in the average."""
+
+    modules: dict[str, nn.Module]
+    states: dict[str, Mapping[str, Tensor]]
+    shares: dict[str, float]
+
+    @property
+    def first(self) -> nn.Module:
+        """The network in whose order the fused one is."""
+        return next(iter(self.modules.values()))
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return a SHA-256 of each network's tensors."""
+        return {name: _fingerprint(state) for name, state in self.states.items()}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Networks whose structure is known and proven.
+
+    Args:
+        parents: the networks.
+        structure: of all of them.
+        proof: what the permutation test saw, or why it was not made.
+        checked: whether it was made; transports are then compared too.
+        example_input: what the networks take.
+        seed: of everything random.
+    """
+
+    parents: Parents
+    structure: Structure
+    proof: str
+    checked: bool
+    example_input: Any
+    seed: int
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Networks in one order.
+
+    Args:
+        alignment: who went where.
+        states: the parents' tensors in the universe, by name.
+        errors: by name, the largest relative change of a parent's output by its transport; empty if unchecked.
+    """
+
+    alignment: Alignment
+    states: Mapping[str, Mapping[str, Tensor]]
+    errors: Mapping[str, float]
+
+
+def prepare(
+    networks: Any,
+    example_input: Any,
+    clock: Clock,
+    *,
+    outputs: str | Sequence[str] | None = None,
+    weights: Sequence[float] | Mapping[str, float] | None = None,
+    check: bool = True,
+    seed: int = 0,
+) -> Prepared:
+    """Name the networks, capture their structure, and prove it on each; arguments and errors as `weldnet.fuse`."""
+    parents = _gather(networks, weights)
+    with clock.step("capture"):
+        structure = capture(parents.first, example_input, outputs)
+    with clock.step("check"):
+        proof = _prove(parents, example_input, structure, seed) if check else "not made (check=False)"
+    return Prepared(parents, structure, proof, check, example_input, seed)
+
+
+def align_parents(
+    prepared: Prepared,
+    method: AlignmentMethod,
+    clock: Clock,
+    *,
+    data: Inputs | None = None,
+    device: torch.device | None = None,
+) -> Aligned:
+    """Align the networks and carry them to the universe; errors as `weldnet.fuse`."""
+    parents, structure = prepared.parents, prepared.structure
+    with clock.step("align"), torch.no_grad():
+        problem = Problem(
+            structure, parents.states, seed=prepared.seed, device=device, networks=parents.modules, data=data
+        )
+        alignment = method(problem)
+    with clock.step("transport"):
+        moved = {name: transport(state, structure, alignment[name]) for name, state in parents.states.items()}
+        errors = _equivalences(prepared, moved) if prepared.checked else {}
+    return Aligned(alignment, moved, errors)
+
+
+def average_parents(prepared: Prepared, aligned: Aligned) -> Averaged:
+    """Average aligned networks: what a repair works on."""
+    parents = prepared.parents
+    return Averaged(
+        _with_state(parents.first, average(list(aligned.states.values()), list(parents.shares.values()))),
+        parents.modules,
+        parents.shares,
+        prepared.structure,
+        aligned.alignment,
+        example_input=prepared.example_input,
+        seed=prepared.seed,
+    )
+
+
+def naive_average(prepared: Prepared, averaged: Averaged) -> Averaged:
+    """Average the networks as they are."""
+    parents = prepared.parents
+    state = average(list(parents.states.values()), list(parents.shares.values()))
+    still = Identity()(Problem(prepared.structure, parents.states))
+    return replace(averaged, model=_with_state(parents.first, state), alignment=still)
+
+
+def _gather(networks: Any, weights: Sequence[float] | Mapping[str, float] | None) -> Parents:
+    """Name the networks, and check that they can be averaged."""
+    states = named_states(networks)
+    names = list(states)
+    if len(names) < 2:
+        raise UsageError(f"fusing needs two networks or more; got {len(names)}")
+    given = networks.values() if isinstance(networks, Mapping) else networks
+    modules = {name: bare(network) for name, network in zip(names, given, strict=True)}
+    shares = normalise_weights(_by_name(weights, names), len(names))
+    match_states(states)
+    for name, state in states.items():
+        validate_finite(state, name)
+    return Parents(modules, states, dict(zip(names, shares, strict=True)))
+
+
+def _prove(parents: Parents, example_input: Any, structure: Structure, seed: int) -> str:
+    """Renumber every parent at random; its output must stay."""
+    results = [run_check(module, example_input, structure, seed=seed) for module in parents.modules.values()]
+    return str(max(results, key=lambda result: result.error))
+
+
+def _by_name(weights: Sequence[float] | Mapping[str, float] | None, names: Sequence[str]) -> Sequence[float] | None:
+    if not isinstance(weights, Mapping):
+        return weights
+    unknown = sorted(set(weights) ^ set(names))
+    if unknown:
+        raise UsageError(
+            f"weights and networks differ in {unknown[0]!r}; give one weight for each of {', '.join(names)}"
+        )
+    return [weights[name] for name in names]
+
+
+def _equivalences(prepared: Prepared, moved: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
+    """The proof on the alignment itself: every transported parent still answers as the parent does."""
+    errors = {}
+    for name, module in prepared.parents.modules.items():
+        generator = torch.Generator().manual_seed(prepared.seed)
+        referee = Referee(module, prepared.example_input, generator, prepared.structure.outputs)
+        error = referee.error({k: t.to("cpu", referee.state[k].dtype) for k, t in moved[name].items()})
+        if not error <= referee.tolerance:
+            raise StructureError(
+                f"{type(module).__name__}: its transport changed the output by {error:.1e} "
+                f"(relative, {referee.tolerance:.0e} allowed); nothing was averaged: capture its own structure"
+            )
+        errors[name] = error
+    return errors
+
+
+def _with_state(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    model = copy.deepcopy(module)
+    load_into(model, state, "fused")
+    return model
+
+
+def _fingerprint(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+class Clock:
+    """Seconds of every step; says on stderr what is going on if asked to."""
+
+    def __init__(self, progress: bool) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        if self._progress:
+            from rich.console import Console
+
+            with Console(stderr=True).status(f"{name} ..."):
+                yield
+        else:
+            yield
+        self.seconds[name] = round(time.perf_counter() - start, 4)
+        logger.info("%s: %.2f s", name, self.seconds[name])
