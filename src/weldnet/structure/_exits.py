@@ -46,7 +46,7 @@ class Exits(TorchFunctionMode):
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
-    while torch._is_functional_tensor(tensor):  # pyright: ignore[reportPrivateImportUsage]
-        torch._sync(tensor)  # pyright: ignore[reportPrivateImportUsage]
-        tensor = torch._from_functional_tensor(tensor)  # pyright: ignore[reportPrivateImportUsage]
+    while torch._is_functional_tensor(tensor):  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        torch._sync(tensor)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        tensor = torch._from_functional_tensor(tensor)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     return tensor
