@@ -453,7 +453,7 @@ def test_a_full_disk_while_training(refused, monkeypatch):
     refused(1, ["'new/t.safetensors'", "No space left"], *arguments, "-o", "new/t.safetensors")
 
 
-@pytest.mark.parametrize("where", ["weldnet.checkpoints._save.save_file", "weldnet.fusion._fuse.average"])
+@pytest.mark.parametrize("where", ["weldnet.checkpoints._save.save_file", "weldnet.fusion._steps.average"])
 def test_an_interrupt_leaves_nothing(refused, where, monkeypatch):
     def interrupt(*arguments: object, **_: object) -> None:
         if len(arguments) > 1 and isinstance(arguments[1], Path):

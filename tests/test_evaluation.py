@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 
 import pytest
@@ -11,7 +12,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from weldnet.data import Split
 from weldnet.errors import DataError, ModelError, UsageError
-from weldnet.evaluation import agreement, barrier, ensemble_metrics, evaluate, predict_logits
+from weldnet.evaluation import (
+    agreement,
+    barrier,
+    calibration_error,
+    ensemble_metrics,
+    evaluate,
+    evaluate_together,
+    plane,
+    predict_logits,
+)
 from weldnet.models import mlp, resnet20, simple_cnn
 from weldnet.training import initialise
 
@@ -45,11 +55,11 @@ def test_the_batch_size_does_not_matter(data, batch_size):
     assert got.loss == pytest.approx(expected.loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["dataset", "loader", "list"])
+@pytest.mark.parametrize("kind", ["dataset", "loader", "list", "pair"])
 def test_datasets_loaders_and_batches_give_the_same(data, kind):
     dataset = TensorDataset(data.images, data.labels)
     loader = DataLoader(dataset, batch_size=7)
-    source = {"dataset": dataset, "loader": loader, "list": list(loader)}[kind]
+    source = {"dataset": dataset, "loader": loader, "list": list(loader), "pair": (data.images, data.labels)}[kind]
     assert evaluate(network(0), source).loss == pytest.approx(evaluate(network(0), data).loss, rel=1e-6)
 
 
@@ -194,3 +204,162 @@ def test_ensembles_and_agreement_refuse_what_cannot_be_compared(data):
         agreement(torch.zeros(2, 3), torch.zeros(3, 3))
     with pytest.raises(UsageError, match="batch_size 0"):
         evaluate(network(0), data, batch_size=0)
+
+
+# -- calibration and agreement -----------------------------------------------------------------------
+
+
+def test_the_calibration_error_is_the_hand_computed_one():
+    # Bins of 1/15: 0.95 and 0.97 share (14/15, 1], 0.55 lies in (8/15, 9/15], 0.62 in (9/15, 10/15].
+    confidence = torch.tensor([0.95, 0.97, 0.55, 0.62], dtype=torch.float64)
+    right = torch.tensor([1, 0, 1, 1])
+    probabilities = torch.stack([confidence, 1 - confidence], 1)
+    expected = (abs(1 - (0.95 + 0.97)) + abs(1 - 0.55) + abs(1 - 0.62)) / 4
+    assert calibration_error(probabilities, 1 - right) == pytest.approx(expected, abs=1e-12)
+
+
+def test_bins_are_closed_above():
+    # 0.8 and 0.6 are edges of fifths: they lie in different bins; half-open the other way 0.6 would share 0.7's bin.
+    confidence = torch.tensor([0.6, 0.7], dtype=torch.float64)
+    probabilities = torch.stack([confidence, 1 - confidence], 1)
+    labels = torch.tensor([0, 1])
+    assert calibration_error(probabilities, labels, bins=5) == pytest.approx((0.4 + 0.7) / 2, abs=1e-12)
+
+
+def test_confidence_without_errors_and_chance_without_confidence_are_calibrated():
+    sure = torch.eye(3)[torch.tensor([0, 1, 2])]
+    assert calibration_error(sure, torch.tensor([0, 1, 2])) == 0
+    assert calibration_error(sure, torch.tensor([1, 2, 0])) == 1
+    tossed = torch.full((4, 2), 0.5)
+    assert calibration_error(tossed, torch.tensor([0, 1, 0, 1])) == 0
+
+
+def test_the_calibration_error_in_metrics_is_that_of_the_softmax(data):
+    model = network(0)
+    expected = calibration_error(model(data.images).detach().softmax(1), data.labels)
+    assert evaluate(model, data).calibration_error == pytest.approx(expected, abs=1e-6)
+
+
+def test_broken_probabilities_are_not_called_calibrated():
+    assert math.isnan(calibration_error(torch.tensor([[math.nan, 0.5]]), torch.tensor([0])))
+    with pytest.raises(DataError, match=r"\(2, 2\) and \(3,\)"):
+        calibration_error(torch.zeros(2, 2), torch.zeros(3))
+    with pytest.raises(UsageError, match="bins 0"):
+        calibration_error(torch.ones(1, 1), torch.zeros(1), bins=0)
+
+
+def test_networks_that_are_evaluated_together_see_the_same_samples(data):
+    models = [network(0), network(1), network(2)]
+    shuffled = DataLoader(TensorDataset(data.images, data.labels), batch_size=7, shuffle=True)
+    together = evaluate_together(models, shuffled, members=2)
+    logits = [predict_logits(model, data) for model in models]
+    assert [m.accuracy for m in together.metrics] == [evaluate(model, data).accuracy for model in models]
+    assert together.ensemble.loss == pytest.approx(ensemble_metrics(models[:2], data).loss, rel=1e-6)
+    expected = tuple(tuple(agreement(one, other) for other in logits[:2]) for one in logits)
+    assert together.agreement == expected
+    mean = torch.stack([found.softmax(1) for found in logits[:2]]).mean(0)
+    assert together.with_ensemble == tuple(agreement(found, mean) for found in logits)
+
+
+def test_data_that_can_be_read_only_once_is_read_once(data):
+    batches = iter([(data.images, data.labels)])
+    assert evaluate_together([network(0), network(0)], batches).agreement == ((1.0, 1.0), (1.0, 1.0))
+
+
+# -- line and plane ----------------------------------------------------------------------------------
+
+
+class Bowl(nn.Module):
+    """Two parameters and a floating buffer; its loss is a quadratic of the parameters."""
+
+    def __init__(self, x: float, y: float, variance: float = 1.0):
+        super().__init__()
+        self.place = nn.Parameter(torch.tensor([x, y], dtype=torch.float64))
+        self.register_buffer("variance", torch.tensor(variance, dtype=torch.float64))
+        self.register_buffer("count", torch.tensor(int(10 * x)))
+
+    def loss(self) -> float:
+        return self.place[0].item() ** 2 + 3 * self.place[1].item() ** 2
+
+
+def test_the_barrier_of_a_bowl_is_that_of_its_parabola():
+    # L(t) - line = -4 t (1 - t) between -1 and 1, upside down with the minus sign: height 1, area 4 / 6.
+    valley = barrier(Bowl(-1, 0), Bowl(1, 0), evaluate=Bowl.loss, points=201)
+    hill = barrier(Bowl(-1, 0), Bowl(1, 0), evaluate=lambda bowl: -bowl.loss(), points=201)
+    assert (valley.height, valley.area) == (0, 0)
+    assert hill.height == pytest.approx(1)
+    assert hill.area == pytest.approx(2 / 3, rel=1e-3)
+
+
+def test_the_area_counts_only_what_lies_above_the_line():
+    values = iter([0.0, 1.0, 0.0, -5.0, 0.0])
+    found = barrier(Bowl(0, 0), Bowl(1, 0), evaluate=lambda model: next(values), points=5)
+    assert found.area == pytest.approx(0.25)
+    broken = iter([0.0, math.nan, 0.0])
+    assert math.isnan(barrier(Bowl(0, 0), Bowl(1, 0), evaluate=lambda model: next(broken), points=3).area)
+
+
+def test_the_barrier_of_labelled_data_has_loss_accuracy_and_25_points(data):
+    a, b = network(0), network(1)
+    found = barrier(a, b, evaluate=data)
+    assert len(found.points) == 25
+    assert found.values[0] == evaluate(a, data).loss
+    assert found.scores["accuracy"][-1] == evaluate(b, data).accuracy
+    assert found.to_dict()["barrier"] == found.height
+    assert found.to_dict()["area"] == found.area
+    with pytest.raises(UsageError, match="no 'loss'"):
+        barrier(a, b, evaluate=lambda model: {"accuracy": 1.0})
+
+
+def test_the_plane_of_a_bowl_is_the_bowl():
+    nets = Bowl(1, 1), Bowl(4, 1), Bowl(2, 3)
+    found = plane(*nets, evaluate=Bowl.loss, points=7, margin=0.5)
+    torch.testing.assert_close(torch.tensor(found.corners), torch.tensor([[0.0, 0], [3, 0], [1, 2]]))
+    assert (found.x[0], found.x[-1]) == pytest.approx((-1.5, 4.5))
+    assert (found.y[0], found.y[-1]) == pytest.approx((-1, 3))
+    expected = [[(1 + x) ** 2 + 3 * (1 + y) ** 2 for x in found.x] for y in found.y]
+    torch.testing.assert_close(torch.tensor(found.values), torch.tensor(expected))
+    assert found.corner_values == pytest.approx([net.loss() for net in nets])
+
+
+def test_the_axes_of_a_plane_are_orthonormal_also_where_parameters_are_many():
+    nets = [mlp((4, 5, 3)).double() for _ in range(3)]
+    flat = [torch.cat([p.detach().flatten() for p in net.parameters()]) for net in nets]
+    seen = []
+
+    def distance(model: nn.Module) -> float:
+        here = torch.cat([p.detach().flatten() for p in model.parameters()])
+        seen.append(here)
+        return float((here - flat[0]).norm())
+
+    found = plane(*nets, evaluate=distance, points=4)
+    expected = [[math.hypot(x, y) for x in found.x] for y in found.y]
+    torch.testing.assert_close(torch.tensor(found.values), torch.tensor(expected))
+    for here, there in zip(seen[-3:], flat, strict=True):
+        torch.testing.assert_close(here, there)
+
+
+def test_buffers_follow_inside_the_triangle_and_stay_in_range_outside():
+    nets = Bowl(0, 0, 1.0), Bowl(1, 0, 2.0), Bowl(0, 1, 4.0)
+    found = plane(*nets, evaluate=lambda m: {"loss": 0.0, "variance": float(m.variance), "count": float(m.count)})
+    assert found.scores["count"] == ((0.0,) * 15,) * 15
+    grid = found.scores["variance"]
+    for j, y in enumerate(found.y):
+        for i, x in enumerate(found.x):
+            exact = 1 + x + 3 * y
+            assert grid[j][i] == pytest.approx(min(4.0, max(1.0, exact)))
+    assert found.to_dict()["variance"] == [list(row) for row in grid]
+    json.dumps(found.to_dict())
+
+
+def test_a_plane_needs_three_networks_that_are_not_on_a_line():
+    with pytest.raises(ModelError, match="one line"):
+        plane(Bowl(0, 0), Bowl(1, 1), Bowl(2, 2), evaluate=Bowl.loss)
+    with pytest.raises(ModelError, match="one line"):
+        plane(Bowl(0, 0), Bowl(0, 0), Bowl(2, 2), evaluate=Bowl.loss)
+    with pytest.raises(UsageError, match="points"):
+        plane(Bowl(0, 0), Bowl(0, 1), Bowl(2, 2), evaluate=Bowl.loss, points=1)
+    with pytest.raises(UsageError, match="margin"):
+        plane(Bowl(0, 0), Bowl(0, 1), Bowl(2, 2), evaluate=Bowl.loss, margin=-1)
+    with pytest.raises(ModelError, match=r"layers.0.weight.*in c"):
+        plane(mlp((4, 2)), mlp((4, 2)), mlp((5, 2)), evaluate=lambda model: 0.0)

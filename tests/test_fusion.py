@@ -438,7 +438,17 @@ def test_labelled_data_adds_the_ensemble():
     data = [(torch.randn(30, 20, dtype=torch.float64), torch.randint(0, 5, (30,)))]
     report = fuse([a, b], x, evaluate_on=data, progress=False).report
     assert [r.role for r in report.rows] == ["parent", "parent", "ensemble", "naive", "fused"]
-    assert all(set(r.scores) == {"accuracy", "loss"} and 0 <= r.scores["accuracy"] <= 1 for r in report.rows)
+    assert all(
+        set(r.scores) == {"accuracy", "loss", "calibration_error"} and 0 <= r.scores["accuracy"] <= 1
+        for r in report.rows
+    )
+    assert [set(r.agreement) for r in report.rows] == [{"a", "b", "ensemble"}] * 2 + [set()] + [
+        {"a", "b", "ensemble"}
+    ] * 2
+    parents = report.rows[:2]
+    assert [parents[0].agreement["a"], parents[1].agreement["b"]] == [1, 1]
+    assert parents[0].agreement["b"] == parents[1].agreement["a"] < 1
+    assert f"with a {report.rows[-1].agreement['a']:.2%}, b" in str(report)
     assert report.row("ensemble").weight is None
 
 

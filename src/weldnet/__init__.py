@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from weldnet.alignment import METHODS, Alignment, Gamf, Identity, WeightMatching, align, transport
     from weldnet.checkpoints import load
     from weldnet.errors import WeldnetError
-    from weldnet.evaluation import Barrier, Metrics, barrier, evaluate
+    from weldnet.evaluation import Barrier, Metrics, Plane, barrier, evaluate, plane
     from weldnet.fusion import BatchNormReset, Fusion, Report, average, fuse
     from weldnet.structure import Check, Place, Power, Space, Structure, capture, check, power
 
@@ -22,7 +22,7 @@ _HOME = {
     "weldnet.alignment": ("METHODS", "Alignment", "Gamf", "Identity", "WeightMatching", "align", "transport"),
     "weldnet.checkpoints": ("load",),
     "weldnet.errors": ("WeldnetError",),
-    "weldnet.evaluation": ("Barrier", "Metrics", "barrier", "evaluate"),
+    "weldnet.evaluation": ("Barrier", "Metrics", "Plane", "barrier", "evaluate", "plane"),
     "weldnet.fusion": ("BatchNormReset", "Fusion", "Report", "average", "fuse"),
     "weldnet.structure": ("Check", "Place", "Power", "Space", "Structure", "capture", "check", "power"),
 }
@@ -39,6 +39,7 @@ __all__ = [
     "Identity",
     "Metrics",
     "Place",
+    "Plane",
     "Power",
     "Report",
     "Space",
@@ -54,6 +55,7 @@ __all__ = [
     "evaluate",
     "fuse",
     "load",
+    "plane",
     "power",
     "transport",
 ]

@@ -24,6 +24,7 @@ from weldnet.cli._demo import demo
 from weldnet.cli._evaluate import evaluate
 from weldnet.cli._fuse import fuse
 from weldnet.cli._inspect import inspect
+from weldnet.cli._plane import plane
 from weldnet.cli._train import train
 from weldnet.errors import UsageError, WeldnetError, WeldnetWarning
 
@@ -31,7 +32,7 @@ __all__ = ["app", "main"]
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 _DEBUG = "--debug"
-_COMMANDS = (demo, fuse, inspect, check, evaluate, barrier, train)
+_COMMANDS = (demo, fuse, inspect, check, evaluate, barrier, plane, train)
 
 
 class _Interrupted(BaseException):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,9 +28,8 @@ from weldnet.cli._common import (
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import nn
 
-    from weldnet.evaluation import Labelled
+    from weldnet.evaluation import Barrier
 
 __all__ = ["barrier"]
 
@@ -61,18 +59,23 @@ def barrier(
     check_method(method)
     check_data(data)
     from weldnet.alignment import describe
-    from weldnet.cli._data import load_labelled
+    from weldnet.cli._data import SAMPLES, load_labelled, load_unlabelled
     from weldnet.cli._method import check_device, choose_method
-    from weldnet.cli._networks import gather_networks
+    from weldnet.cli._networks import align_networks, gather_networks
+    from weldnet.evaluation import barrier as measure
 
     chosen = choose_method(method, parse_options(option))
     check_device(device)
     networks = gather_networks(model, [first, second])
     images = load_labelled(data, split)
+    unlabelled = load_unlabelled(data, SAMPLES) if chosen.needs_data else None
     with stray_prints_to_stderr():
-        a, b, moved = _aligned(networks, example_input, parse_outputs(outputs), chosen, seed, device)
-        before = _measure(a, b, images, points, device)
-        after = _measure(a, moved, images, points, device)
+        a, b = networks.values()
+        _, moved = align_networks(
+            networks, example_input, chosen, outputs=parse_outputs(outputs), data=unlabelled, seed=seed, device=device
+        ).values()
+        before = measure(a, b, evaluate=images, points=points, device=device)
+        after = measure(a, moved, evaluate=images, points=points, device=device)
     if json:
         print_json(
             {
@@ -86,67 +89,18 @@ def barrier(
         )
         return
     show(_table(before, after, f"{' to '.join(networks)} on {data}, {split} split"))
-    emit(f"barrier before alignment  {before.height:.4f}")
-    emit(f"barrier after alignment   {after.height:.4f}  ({describe(chosen)})")
+    emit(f"barrier before alignment  {before.height:.4f}  area {before.area:.4f}")
+    emit(f"barrier after alignment   {after.height:.4f}  area {after.area:.4f}  ({describe(chosen)})")
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """What was measured on one line; ``height`` is the barrier of the loss."""
-
-    points: tuple[float, ...]
-    loss: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    height: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the curve as plain data."""
-        return {"points": self.points, "loss": self.loss, "accuracy": self.accuracy, "barrier": self.height}
-
-
-def _aligned(
-    networks: dict[str, nn.Module], spec: str, outputs: list[str] | None, method: Any, seed: int, device: str | None
-) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Return A, B, and B carried to A's order of units."""
-    import copy
-
-    from weldnet.alignment import align, transport
-    from weldnet.checkpoints import load_into
-    from weldnet.cli._input import make_input
-    from weldnet.structure import capture, check
-
-    (name_a, a), (name_b, b) = networks.items()
-    example_input = make_input(spec, a, seed=seed)
-    structure = capture(a, example_input, outputs)
-    check(b, make_input(spec, b, seed=seed), structure, seed=seed)
-    alignment = align(networks, structure, method=method, seed=seed, device=device).relative_to(name_a)
-    moved = copy.deepcopy(b)
-    load_into(moved, transport(b.state_dict(), structure, alignment[name_b]), name_b)
-    return a, b, moved
-
-
-def _measure(a: nn.Module, b: nn.Module, images: Labelled, points: int, device: str | None) -> _Curve:
-    from weldnet.evaluation import barrier, evaluate
-
-    accuracy: list[float] = []
-
-    def loss(network: nn.Module) -> float:
-        found = evaluate(network, images, device=device)
-        accuracy.append(found.accuracy)
-        return found.loss
-
-    line = barrier(a, b, evaluate=loss, points=points)
-    return _Curve(line.points, line.values, tuple(accuracy), line.height)
-
-
-def _table(before: _Curve, after: _Curve, title: str) -> Table:
+def _table(before: Barrier, after: Barrier, title: str) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for heading in ("t", "loss", "accuracy", "loss, aligned", "accuracy, aligned"):
         table.add_column(heading, justify="right")
-    columns = (before.points, before.loss, before.accuracy, after.loss, after.accuracy)
+    columns = (before.points, before.values, before.scores["accuracy"], after.values, after.scores["accuracy"])
     for t, *values in zip(*columns, strict=True):
         loss, accuracy, aligned_loss, aligned_accuracy = values
         table.add_row(f"{t:.3f}", f"{loss:.4f}", f"{accuracy:.2%}", f"{aligned_loss:.4f}", f"{aligned_accuracy:.2%}")

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from weldnet.data import Split
     from weldnet.evaluation import Labelled
 
-__all__ = ["load_labelled", "load_split", "load_unlabelled"]
+__all__ = ["SAMPLES", "load_labelled", "load_split", "load_unlabelled"]
+
+SAMPLES = 512
+"""Unlabelled inputs that commands without an option for it take."""
 
 _RETURNS = "it must return (inputs, labels) tensors, a Dataset or a DataLoader when it is called with split='train'"
 

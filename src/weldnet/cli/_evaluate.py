@@ -28,7 +28,7 @@ def evaluate(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Measure the accuracy and the loss of networks on labelled images.
+    """Measure accuracy, loss and calibration error of networks on labelled images, and how often they agree.
 
     Checkpoints may be .safetensors, .pt, .pth, .bin, .ckpt, an .index.json, or a folder with one of them.
     """
@@ -39,21 +39,30 @@ def evaluate(
     from weldnet.cli._data import load_labelled
     from weldnet.cli._method import check_device
     from weldnet.cli._networks import gather_networks
-    from weldnet.evaluation import ensemble_metrics
-    from weldnet.evaluation import evaluate as measure
+    from weldnet.evaluation import evaluate_together
 
     check_device(device)
     networks = gather_networks(model, checkpoints)
     images = load_labelled(data, split)
-    scores = {name: measure(network, images, device=device) for name, network in networks.items()}
-    together = ensemble_metrics(list(networks.values()), images, device=device) if ensemble else None
+    found = evaluate_together(list(networks.values()), images, device=device)
+    scores = dict(zip(networks, found.metrics, strict=True))
+    agreement = {
+        name: dict(zip(networks, row, strict=True)) for name, row in zip(networks, found.agreement, strict=True)
+    }
     if json:
-        named = [{"name": name, **asdict(found)} for name, found in scores.items()]
-        print_json(
-            {"data": data, "split": split, "networks": named, "ensemble": None if not together else asdict(together)}
-        )
+        named = [
+            {"name": name, **asdict(metrics), "agreement": agreement[name], "agreement_with_ensemble": share}
+            for (name, metrics), share in zip(scores.items(), found.with_ensemble, strict=True)
+        ]
+        together = asdict(found.ensemble) if ensemble else None
+        print_json({"data": data, "split": split, "networks": named, "ensemble": together})
         return
-    show(_table(scores if together is None else {**scores, "ensemble": together}, f"{data}, {split} split"))
+    show(_table({**scores, "ensemble": found.ensemble} if ensemble else scores, f"{data}, {split} split"))
+    if ensemble:
+        for name, share in zip(networks, found.with_ensemble, strict=True):
+            agreement[name]["ensemble"] = share
+    if len(networks) > 1 or ensemble:
+        show(_agreement_table(agreement))
 
 
 def _table(scores: Mapping[str, Metrics], title: str) -> Table:
@@ -62,8 +71,24 @@ def _table(scores: Mapping[str, Metrics], title: str) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("network")
-    for heading in ("accuracy", "loss", "samples"):
+    for heading in ("accuracy", "loss", "calibration error", "samples"):
         table.add_column(heading, justify="right")
     for name, found in scores.items():
-        table.add_row(name, f"{found.accuracy:.2%}", f"{found.loss:.4f}", str(found.samples))
+        table.add_row(
+            name, f"{found.accuracy:.2%}", f"{found.loss:.4f}", f"{found.calibration_error:.4f}", str(found.samples)
+        )
+    return table
+
+
+def _agreement_table(agreement: Mapping[str, Mapping[str, float]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    others = list(next(iter(agreement.values())))
+    table = Table(box=box.SIMPLE_HEAD, title="share of samples with the same answer", title_justify="left")
+    table.add_column("network")
+    for name in others:
+        table.add_column(name, justify="right")
+    for name, shares in agreement.items():
+        table.add_row(name, *(f"{shares[other]:.2%}" for other in others))
     return table

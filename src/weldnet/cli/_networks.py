@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,11 @@ from weldnet.cli._early import is_pretrained
 from weldnet.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["gather_networks", "load_network", "name_files"]
+    from weldnet.alignment import AlignmentMethod
+
+__all__ = ["align_networks", "gather_networks", "load_network", "name_files"]
 
 _INDEX = ".index.json"
 
@@ -47,6 +49,47 @@ def gather_networks(spec: str | None, files: Sequence[Path]) -> dict[str, nn.Mod
             assert model is not None
             networks[name] = load_network(model, file, name)
     return networks
+
+
+def align_networks(
+    networks: Mapping[str, nn.Module],
+    spec: str | None,
+    method: AlignmentMethod,
+    *,
+    outputs: Sequence[str] | None = None,
+    data: Tensor | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> dict[str, nn.Module]:
+    """Return copies of networks in the first one's order of units; what each computes is proved to be the same.
+
+    Args:
+        networks: by name.
+        spec: what they take, as for `make_input`.
+        method: how to align.
+        outputs: what counts as output.
+        data: unlabelled inputs, for methods that look at activations.
+        seed: of everything random.
+        device: where to align.
+
+    Raises:
+        WeldnetError: as `weldnet.capture`, `weldnet.check` and `weldnet.align`.
+    """
+    from weldnet.alignment import align, transport
+    from weldnet.checkpoints import load_into
+    from weldnet.cli._input import make_input
+    from weldnet.structure import capture, check
+
+    first, *others = networks
+    example_input = make_input(spec, networks[first], seed=seed)
+    structure = capture(networks[first], example_input, outputs)
+    for name in others:
+        check(networks[name], make_input(spec, networks[name], seed=seed), structure, seed=seed)
+    alignment = align(networks, structure, method=method, data=data, seed=seed, device=device).relative_to(first)
+    moved = {name: copy.deepcopy(network) for name, network in networks.items()}
+    for name, network in moved.items():
+        load_into(network, transport(network.state_dict(), structure, alignment[name]), name)
+    return moved
 
 
 def load_network(model: nn.Module, file: Path, name: str) -> nn.Module:

@@ -41,17 +41,19 @@ def _json(report: Report) -> str:
 
 def _markdown(report: Report) -> str:
     scores = list(dict.fromkeys(key for row in report.rows for key in row.scores))
-    headings = ["network", "role", *scores, "weight", "moved", "equivalence error"]
+    headings = ["network", "role", *(key.replace("_", " ") for key in scores), "weight", "moved", "equivalence error"]
     rows = [headings, ["---"] * len(headings), *([_escape(cell) for cell in _cells(r, scores)] for r in report.rows)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return table + "\n\n" + "\n".join(f"- {line}" for line in report.lines()) + "\n"
 
 
 def _cells(row: Row, scores: list[str]) -> list[str]:
+    from weldnet.fusion import score_text
+
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    measured = [number(row.scores.get(key), ".2%" if key == "accuracy" else ".4f") for key in scores]
+    measured = [score_text(key, row.scores.get(key)) for key in scores]
     return [
         row.name,
         row.role,

@@ -1,26 +1,36 @@
-"""How good networks are, and how well two of them are connected."""
+"""How good networks are, and how well two or three of them are connected."""
 
 from __future__ import annotations
 
 from weldnet.evaluation._barrier import Barrier, barrier
 from weldnet.evaluation._metrics import (
-    Labelled,
+    Evaluation,
     Metrics,
     agreement,
+    calibration_error,
     ensemble_metrics,
     evaluate,
-    evaluation_mode,
+    evaluate_together,
     predict_logits,
 )
+from weldnet.evaluation._plane import Plane, plane
+from weldnet.evaluation._predict import Labelled, evaluation_mode
+from weldnet.evaluation._scorer import Measure
 
 __all__ = [
     "Barrier",
+    "Evaluation",
     "Labelled",
+    "Measure",
     "Metrics",
+    "Plane",
     "agreement",
     "barrier",
+    "calibration_error",
     "ensemble_metrics",
     "evaluate",
+    "evaluate_together",
     "evaluation_mode",
+    "plane",
     "predict_logits",
 ]

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from weldnet.errors import ModelError, UsageError
+from weldnet.evaluation._scorer import Measure, make_scorer
+
+__all__ = ["Barrier", "barrier", "check_same", "other_scores"]
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Barrier:
     """Values on the line (1 - t) a + t b between two networks.
 
     Attributes:
         points: the positions t, from 0 to 1.
-        values: what was measured there.
+        values: the loss there.
+        scores: what else was measured there, by name, such as ``accuracy``.
     """
 
     points: tuple[float, ...]
     values: tuple[float, ...]
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
 
     @property
     def excess(self) -> tuple[float, ...]:
@@ -35,8 +43,36 @@ class Barrier:
         """The barrier: the largest excess, never below zero; NaN if a value is NaN."""
         return torch.tensor((0.0, *self.excess), dtype=torch.float64).max().item()
 
+    @property
+    def area(self) -> float:
+        """The mean excess along the line, zero where it is below; a broad barrier has more than a narrow one.
 
-def barrier(a: nn.Module, b: nn.Module, *, evaluate: Callable[[nn.Module], float], points: int = 25) -> Barrier:
+        Trapezoidal rule over t; NaN if a value is NaN.
+        """
+        above = torch.tensor(self.excess, dtype=torch.float64).clamp(min=0).tolist()
+        sides = zip(pairwise(self.points), pairwise(above), strict=True)
+        return sum((right - left) * (low + high) / 2 for (left, right), (low, high) in sides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the curve, its height (``barrier``) and its area as plain data."""
+        found = {name: list(values) for name, values in self.scores.items()}
+        return {
+            "points": list(self.points),
+            "loss": list(self.values),
+            **found,
+            "barrier": self.height,
+            "area": self.area,
+        }
+
+
+def barrier(
+    a: nn.Module,
+    b: nn.Module,
+    *,
+    evaluate: Measure,
+    points: int = 25,
+    device: torch.device | str | None = None,
+) -> Barrier:
     """Measure the barrier between two networks: max over t of L(t) - ((1 - t) L(0) + t L(1)).
 
     Frankle et al., "Linear mode connectivity and the lottery ticket hypothesis" (2020). Floating parameters
@@ -45,12 +81,18 @@ def barrier(a: nn.Module, b: nn.Module, *, evaluate: Callable[[nn.Module], float
     Args:
         a: the network at t = 0; not changed.
         b: the network at t = 1, with the same parameters; not changed.
-        evaluate: measures a network, lower being better; it is given a copy in evaluation mode.
+        evaluate: labelled data; or a function that is given a copy in evaluation mode and returns its loss, or
+            numbers by name, of which ``loss`` makes the barrier.
         points: positions on the line, both ends included.
+        device: where to compute on labelled data; by default where `a` is.
+
+    Returns:
+        The curve; its ``height`` is the barrier.
 
     Raises:
         ModelError: if a tensor is missing in one network or has another shape.
         UsageError: if there are fewer than two points.
+        DataError: if labelled data does not fit.
 
     >>> flat = barrier(nn.Linear(2, 1), nn.Linear(2, 1), evaluate=lambda model: 1.0, points=3)
     >>> flat.points, flat.height
@@ -59,28 +101,39 @@ def barrier(a: nn.Module, b: nn.Module, *, evaluate: Callable[[nn.Module], float
     if points < 2:
         raise UsageError(f"points {points!r} is below 2; a line needs both of its ends")
     first, last = a.state_dict(), b.state_dict()
-    _check_same(first, last)
+    check_same({"a": first, "b": last})
+    score = make_scorer(evaluate, device)
     probe = copy.deepcopy(a).eval()
     positions = tuple(index / (points - 1) for index in range(points))
-    values: list[float] = []
+    found: list[Mapping[str, float]] = []
     for position in positions:
         probe.load_state_dict(_between(first, last, position))
-        values.append(float(evaluate(probe)))
+        found.append(score(probe))
         probe.eval()
-    return Barrier(points=positions, values=tuple(values))
+    losses = tuple(entry["loss"] for entry in found)
+    return Barrier(points=positions, values=losses, scores=other_scores(found))
 
 
-def _check_same(first: dict[str, Tensor], last: dict[str, Tensor]) -> None:
-    for name in dict.fromkeys((*first, *last)):
-        shapes = [tuple(state[name].shape) if name in state else None for state in (first, last)]
-        if shapes[0] != shapes[1]:
-            words = [f"has shape {shape}" if shape is not None else "is missing" for shape in shapes]
-            raise ModelError(
-                f"tensor {name!r} {words[0]} in a and {words[1]} in b; a line needs two networks of one architecture"
-            )
+def other_scores(found: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
+    """Return what was measured besides the loss, by name, one value a point."""
+    return {name: tuple(entry[name] for entry in found) for name in found[0] if name != "loss"}
 
 
-def _between(first: dict[str, Tensor], last: dict[str, Tensor], position: float) -> dict[str, Tensor]:
+def check_same(states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise ModelError unless all networks have the same tensors as the first."""
+    (name_a, first), *others = states.items()
+    for name_b, other in others:
+        for tensor in dict.fromkeys((*first, *other)):
+            shapes = [tuple(state[tensor].shape) if tensor in state else None for state in (first, other)]
+            if shapes[0] != shapes[1]:
+                words = [f"has shape {shape}" if shape is not None else "is missing" for shape in shapes]
+                raise ModelError(
+                    f"tensor {tensor!r} {words[0]} in {name_a} and {words[1]} in {name_b}; "
+                    "points between networks need one architecture"
+                )
+
+
+def _between(first: Mapping[str, Tensor], last: Mapping[str, Tensor], position: float) -> dict[str, Tensor]:
     return {
         name: torch.lerp(tensor, last[name].to(tensor), position) if tensor.is_floating_point() else tensor
         for name, tensor in first.items()

@@ -1,24 +1,31 @@
-"""Accuracy and loss of one network, or of the averaged predictions of several."""
+"""Accuracy, loss, calibration and agreement of one network, or of the averaged predictions of several."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 
-from weldnet.data import Split
 from weldnet.errors import DataError, ModelError, UsageError
-from weldnet.structure import output_tensors
+from weldnet.evaluation._predict import Labelled, predict
 
-Labelled: TypeAlias = Split | Dataset[Any] | Iterable[tuple[Tensor, Tensor]]
-"""A split, a dataset of (image, label) pairs, or (images, labels) batches such as a DataLoader's."""
+__all__ = [
+    "BINS",
+    "Evaluation",
+    "Metrics",
+    "agreement",
+    "calibration_error",
+    "ensemble_metrics",
+    "evaluate",
+    "evaluate_together",
+    "predict_logits",
+]
+
+BINS = 15
+"""Bins of the calibration error in reports: the usual number, so that values can be compared with others'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +35,36 @@ class Metrics:
     Attributes:
         accuracy: share of samples whose largest output is the label, 0..1.
         loss: mean cross-entropy, in nats.
+        calibration_error: expected calibration error over 15 bins, 0..1; see :func:`calibration_error`.
         samples: how many samples were seen.
     """
 
     accuracy: float
     loss: float
+    calibration_error: float
     samples: int
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """What is measured, by name."""
+        return {"accuracy": self.accuracy, "loss": self.loss, "calibration_error": self.calibration_error}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Several networks on the same samples.
+
+    Attributes:
+        metrics: of each network.
+        ensemble: of the mean of the members' probabilities.
+        agreement: of each network with each member, the share of samples with the same answer.
+        with_ensemble: of each network, the share of samples on which it answers as the ensemble does.
+    """
+
+    metrics: tuple[Metrics, ...]
+    ensemble: Metrics
+    agreement: tuple[tuple[float, ...], ...]
+    with_ensemble: tuple[float, ...]
 
 
 def evaluate(
@@ -43,7 +74,7 @@ def evaluate(
     batch_size: int = 512,
     device: torch.device | str | None = None,
 ) -> Metrics:
-    """Measure a classifier's accuracy and cross-entropy on labelled images.
+    """Measure a classifier's accuracy, cross-entropy and calibration on labelled images.
 
     Args:
         model: maps images (N, C, H, W) to logits (N, classes); left unchanged, and used in evaluation mode.
@@ -56,7 +87,7 @@ def evaluate(
         ModelError: if the output is not (N, classes).
         UsageError: if `batch_size` is below one.
     """
-    logits, labels = _predict(model, data, batch_size, device)
+    (logits,), labels = predict([model], data, batch_size, device)
     return _metrics(logits.log_softmax(1), labels)
 
 
@@ -71,7 +102,7 @@ def ensemble_metrics(
 
     Args:
         models: classifiers with the same classes.
-        data: labelled images, in the same order on every pass.
+        data: labelled images; read once.
         batch_size: images per forward pass, where `data` is not batched already.
         device: where to compute; by default where each model is.
 
@@ -80,19 +111,40 @@ def ensemble_metrics(
         ModelError: as `evaluate`, or if the networks have different numbers of classes.
         UsageError: if there are no models.
     """
-    if not models:
-        raise UsageError("an ensemble of 0 networks predicts nothing; give at least one")
-    total: Tensor | None = None
-    labels = torch.empty(0)
-    for model in models:
-        logits, labels = _predict(model, data, batch_size, device)
-        probabilities = logits.double().softmax(1)
-        if total is not None and total.shape != probabilities.shape:
-            shapes = f"{tuple(total.shape)} and {tuple(probabilities.shape)}"
-            raise ModelError(f"outputs of shape {shapes} cannot be averaged; the networks need the same classes")
-        total = probabilities if total is None else total + probabilities
-    assert total is not None
-    return _metrics((total / len(models)).log(), labels)
+    return evaluate_together(models, data, batch_size=batch_size, device=device).ensemble
+
+
+def evaluate_together(
+    models: Sequence[nn.Module],
+    data: Labelled,
+    *,
+    members: int | None = None,
+    batch_size: int = 512,
+    device: torch.device | str | None = None,
+) -> Evaluation:
+    """Measure several classifiers on the same samples: each one, the ensemble of the first, and who agrees with whom.
+
+    Args:
+        models: classifiers with the same classes.
+        data: labelled images; read once.
+        members: how many of the networks, from the first on, make up the ensemble; all by default.
+        batch_size: images per forward pass, where `data` is not batched already.
+        device: where to compute; by default where each model is.
+
+    Raises:
+        DataError, ModelError, UsageError: as `ensemble_metrics`.
+    """
+    count = len(models) if members is None else members
+    if not 0 < count <= len(models):
+        raise UsageError(f"an ensemble of {count} networks out of {len(models)} predicts nothing; give at least one")
+    logits, labels = predict(models, data, batch_size, device)
+    together = _mean_probabilities(logits[:count]).log()
+    return Evaluation(
+        metrics=tuple(_metrics(found.log_softmax(1), labels) for found in logits),
+        ensemble=_metrics(together, labels),
+        agreement=tuple(tuple(agreement(found, member) for member in logits[:count]) for found in logits),
+        with_ensemble=tuple(agreement(found, together) for found in logits),
+    )
 
 
 def predict_logits(
@@ -103,7 +155,41 @@ def predict_logits(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Return the logits (N, classes) of all samples, on the CPU; arguments and errors as `evaluate`."""
-    return _predict(model, data, batch_size, device)[0]
+    return predict([model], data, batch_size, device)[0][0]
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = BINS) -> float:
+    """Return the expected calibration error: how far confidence and accuracy are apart, bin by bin.
+
+    With samples sorted by their largest probability into bins of equal width, bin m being ((m - 1) / M, m / M], it is
+    ``sum_m |B_m| / n |acc(B_m) - conf(B_m)|``: accuracy and mean largest probability in the bin. 0 is best. Guo et al.,
+    "On calibration of modern neural networks" (2017), https://arxiv.org/abs/1706.04599, equation 3.
+
+    Args:
+        probabilities: shape (N, classes).
+        labels: shape (N,).
+        bins: M.
+
+    Raises:
+        DataError: if the shapes do not fit or there are no samples.
+        UsageError: if `bins` is below one.
+
+    >>> calibration_error(torch.tensor([[0.75, 0.25], [0.25, 0.75]]), torch.tensor([0, 0]))
+    0.25
+    """
+    if bins < 1:
+        raise UsageError(f"bins {bins!r} is below 1; give a positive number")
+    if probabilities.dim() != 2 or not len(probabilities) or labels.shape != probabilities.shape[:1]:
+        shapes = f"{tuple(probabilities.shape)} and {tuple(labels.shape)}"
+        raise DataError(f"probabilities and labels of shape {shapes} do not fit; give (N, classes) and (N,)")
+    confidence, answer = probabilities.double().max(1)
+    correct = (answer == labels).double()
+    if not bool(torch.isfinite(confidence).all()):
+        return float("nan")
+    # Bins are closed above: a confidence of exactly m / M lies in bin m.
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, index, correct - confidence)
+    return gaps.abs().sum().item() / len(labels)
 
 
 def agreement(logits_a: Tensor, logits_b: Tensor) -> float:
@@ -121,87 +207,22 @@ def agreement(logits_a: Tensor, logits_b: Tensor) -> float:
     return (logits_a.argmax(1) == logits_b.argmax(1)).double().mean().item()
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode without gradients; give every module its training flag back after."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-def _predict(
-    model: nn.Module, data: Labelled, batch_size: int, device: torch.device | str | None
-) -> tuple[Tensor, Tensor]:
-    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    target = torch.device(device) if device is not None else home
-    if target != home:
-        model = copy.deepcopy(model).to(target)
-    outputs, answers = [], []
-    with evaluation_mode(model):
-        for images, labels in _batches(data, batch_size):
-            outputs.append(_forward(model, _fitted(images, model).to(target)).float().cpu())
-            answers.append(labels.cpu())
-    if not sum(map(len, answers)):
-        raise DataError("there are no samples to evaluate on; give at least one labelled image")
-    logits, labels = torch.cat(outputs), torch.cat(answers)
-    if int(labels.max()) >= logits.shape[1]:
-        raise DataError(
-            f"label {int(labels.max())} has no output: the model has {logits.shape[1]}; "
-            "give data with the classes that the model was trained on"
-        )
-    return logits, labels
-
-
-def _batches(data: Labelled, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    if batch_size < 1:
-        raise UsageError(f"batch_size {batch_size!r} is below 1; give a positive number of images")
-    if isinstance(data, Split):
-        return zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
-    return DataLoader(data, batch_size=batch_size) if isinstance(data, Dataset) else data
-
-
-def _fitted(images: Tensor, model: nn.Module) -> Tensor:
-    """Give floating images the precision of the model, so that half-precision networks can be measured too."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-    return images.to(dtype) if images.is_floating_point() else images
-
-
-def _forward(model: nn.Module, images: Tensor) -> Tensor:
-    try:
-        result = model(images)
-    except (RuntimeError, ValueError) as error:
-        raise DataError(f"{_mismatch(model, images)} ({str(error).partition(chr(10))[0]})") from error
-    logits = _answer(result)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"the model's output is {got}; evaluation needs logits of ({len(images)}, classes)")
-    return logits
-
-
-def _answer(result: Any) -> Any:
-    """Return the logits among named outputs, as the transformers library gives them; else what is returned."""
-    if not isinstance(result, Mapping):
-        return result
-    tensors = output_tensors(result)
-    return tensors[0] if len(tensors) == 1 else result
-
-
-def _mismatch(model: nn.Module, images: Tensor) -> str:
-    shape = tuple(images.shape[1:])
-    name, weight = next(iter(model.named_parameters()), ("", torch.empty(0)))
-    return (
-        f"images of shape {shape} do not fit the model, whose first weight {name!r} has "
-        f"shape {tuple(weight.shape)}; "
-        "give the model or the data that belong together"
-    )
+def _mean_probabilities(logits: Sequence[Tensor]) -> Tensor:
+    for found in logits[1:]:
+        if found.shape != logits[0].shape:
+            shapes = f"{tuple(logits[0].shape)} and {tuple(found.shape)}"
+            raise ModelError(f"outputs of shape {shapes} cannot be averaged; the networks need the same classes")
+    total = torch.zeros_like(logits[0], dtype=torch.float64)
+    for found in logits:
+        total += found.double().softmax(1)
+    return total / len(logits)
 
 
 def _metrics(log_probabilities: Tensor, labels: Tensor) -> Metrics:
     correct = int((log_probabilities.argmax(1) == labels).sum())
-    loss = functional.nll_loss(log_probabilities.double(), labels).item()
-    return Metrics(accuracy=correct / len(labels), loss=loss, samples=len(labels))
+    return Metrics(
+        accuracy=correct / len(labels),
+        loss=functional.nll_loss(log_probabilities.double(), labels).item(),
+        calibration_error=calibration_error(log_probabilities.double().exp(), labels),
+        samples=len(labels),
+    )

@@ -6,7 +6,7 @@ from weldnet.fusion._batch_norm import BatchNormReset
 from weldnet.fusion._fuse import fuse
 from weldnet.fusion._fusion import Fusion
 from weldnet.fusion._repair import REPAIRS, NoRepair, Repair, make_repair
-from weldnet.fusion._report import Report, Row
+from weldnet.fusion._report import Report, Row, score_text
 
 __all__ = [
     "REPAIRS",
@@ -22,4 +22,5 @@ __all__ = [
     "fuse",
     "make_repair",
     "normalise_weights",
+    "score_text",
 ]

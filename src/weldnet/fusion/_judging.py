@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 from weldnet.activations import Inputs
 from weldnet.alignment import Alignment
 from weldnet.errors import UsageError
-from weldnet.evaluation import Labelled, ensemble_metrics, evaluate
+from weldnet.evaluation import Labelled, evaluate_together
 from weldnet.fusion._batch_norm import has_statistics
 from weldnet.fusion._report import Row
 from weldnet.structure import Structure
@@ -48,20 +49,27 @@ def scored(
     fused: nn.Module,
     judge: Labelled | Judge | None,
 ) -> list[Row]:
-    def scores(model: nn.Module) -> Mapping[str, float]:
-        if judge is None:
-            return {}
-        if not callable(judge):
-            found = evaluate(model, judge)
-            return {"accuracy": found.accuracy, "loss": found.loss}
-        value = judge(model)
-        return dict(value) if isinstance(value, Mapping) else {"score": float(value)}
-
-    found_rows = [Row(r.name, r.role, scores(modules[r.name]), r.weight, r.moved, r.equivalence) for r in rows]
+    """Fill in what the judge says about the parents, their ensemble, the naive and the fused network."""
+    whole = [*rows, Row("naive average", "naive"), Row("fused", "fused")]
+    networks = [*(modules[row.name] for row in rows), naive, fused]
     if judge is not None and not callable(judge):
-        found = ensemble_metrics(list(modules.values()), judge)
-        found_rows.append(Row("ensemble", "ensemble", {"accuracy": found.accuracy, "loss": found.loss}))
-    return [*found_rows, Row("naive average", "naive", scores(naive)), Row("fused", "fused", scores(fused))]
+        return _on_data(whole, networks, len(rows), judge)
+    if judge is None:
+        return whole
+    values = [judge(network) for network in networks]
+    scores = [dict(value) if isinstance(value, Mapping) else {"score": float(value)} for value in values]
+    return [replace(row, scores=found) for row, found in zip(whole, scores, strict=True)]
+
+
+def _on_data(rows: Sequence[Row], networks: Sequence[nn.Module], parents: int, judge: Labelled) -> list[Row]:
+    found = evaluate_together(networks, judge, members=parents)
+    names = [row.name for row in rows[:parents]]
+    filled = [
+        replace(row, scores=metrics.scores, agreement={**dict(zip(names, shares, strict=True)), "ensemble": whole})
+        for row, metrics, shares, whole in zip(rows, found.metrics, found.agreement, found.with_ensemble, strict=True)
+    ]
+    filled.insert(parents, Row("ensemble", "ensemble", found.ensemble.scores))
+    return filled
 
 
 def notes(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
-__all__ = ["Report", "Row"]
+__all__ = ["Report", "Row", "score_text"]
 
 
 @final
@@ -22,6 +22,7 @@ class Row:
         weight: the parent's share in the average.
         moved: share of the parent's hidden units that the alignment renumbered.
         equivalence: largest relative change of the parent's output by its transport (float64).
+        agreement: share of samples with the same answer, by parent and with the ``ensemble``; empty without labels.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Row:
     weight: float | None = None
     moved: float | None = None
     equivalence: float | None = None
+    agreement: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @final
@@ -80,12 +82,12 @@ class Report:
         table.add_column("network")
         table.add_column("role")
         scores = list(dict.fromkeys(key for row in self.rows for key in row.scores))
-        for heading in (*scores, "weight", "moved", "equivalence error"):
+        for heading in (*(key.replace("_", " ") for key in scores), "weight", "moved", "equivalence error"):
             table.add_column(heading, justify="right")
         for row in self.rows:
             if not row.scores and row.weight is None:
                 continue  # nothing was measured for it
-            cells = [_score(key, row.scores.get(key)) for key in scores]
+            cells = [score_text(key, row.scores.get(key)) for key in scores]
             cells += [
                 "" if row.weight is None else f"{row.weight:.3g}",
                 "" if row.moved is None else f"{row.moved:.1%}",
@@ -105,8 +107,17 @@ class Report:
             f"repair     {self.repair}",
             f"size       {self.parameters:,} parameters",
             f"seconds    {times}",
+            *self._agreement(),
             *(f"note       {note}" for note in self.notes),
         ]
+
+    def _agreement(self) -> list[str]:
+        """Say how often the fused network answers as each parent and the ensemble do."""
+        fused = self.row("fused")
+        if fused is None or not fused.agreement:
+            return []
+        parts = ", ".join(f"{name} {share:.2%}" for name, share in fused.agreement.items())
+        return [f"agreement  of the fused network's answers with {parts}"]
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -119,7 +130,8 @@ class Report:
         return console.file.getvalue().rstrip()
 
 
-def _score(key: str, value: float | None) -> str:
+def score_text(key: str, value: float | None) -> str:
+    """Write a score as tables show it."""
     if value is None:
         return ""
     return f"{value:.2%}" if key == "accuracy" else f"{value:.4f}"

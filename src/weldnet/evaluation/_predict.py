@@ -1,0 +1,121 @@
+"""Logits of several networks on the same batches of labelled data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from weldnet.data import Split
+from weldnet.errors import DataError, ModelError, UsageError
+from weldnet.structure import output_tensors
+
+__all__ = ["Labelled", "evaluation_mode", "predict"]
+
+Labelled: TypeAlias = Split | Dataset[Any] | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+"""A split, a dataset of (image, label) pairs, (images, labels) tensors, or batches of them such as a DataLoader's."""
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode without gradients; give every module its training flag back after."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def predict(
+    models: Sequence[nn.Module], data: Labelled, batch_size: int, device: torch.device | str | None
+) -> tuple[list[Tensor], Tensor]:
+    """Return the logits (N, classes) of each network and the labels (N,), on the CPU.
+
+    The data is read once, so that the networks see the same samples also where a loader shuffles.
+    """
+    ready = [_moved(model, device) for model in models]
+    outputs: list[list[Tensor]] = [[] for _ in ready]
+    answers: list[Tensor] = []
+    with ExitStack() as stack:
+        for model, _ in ready:
+            stack.enter_context(evaluation_mode(model))
+        for images, labels in _batches(data, batch_size):
+            for (model, home), found in zip(ready, outputs, strict=True):
+                found.append(_forward(model, _fitted(images, model).to(home)).float().cpu())
+            answers.append(labels.cpu())
+    if not sum(map(len, answers)):
+        raise DataError("there are no samples to evaluate on; give at least one labelled image")
+    logits, labels = [torch.cat(found) for found in outputs], torch.cat(answers)
+    for found in logits:
+        if int(labels.max()) >= found.shape[1]:
+            raise DataError(
+                f"label {int(labels.max())} has no output: the model has {found.shape[1]}; "
+                "give data with the classes that the model was trained on"
+            )
+    return logits, labels
+
+
+def _moved(model: nn.Module, device: torch.device | str | None) -> tuple[nn.Module, torch.device]:
+    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    target = torch.device(device) if device is not None else home
+    return (copy.deepcopy(model).to(target) if target != home else model), target
+
+
+def _batches(data: Labelled, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    if batch_size < 1:
+        raise UsageError(f"batch_size {batch_size!r} is below 1; give a positive number of images")
+    if isinstance(data, Split):
+        return zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
+    if isinstance(data, Dataset):
+        return DataLoader(data, batch_size=batch_size)
+    pair = list(data) if isinstance(data, tuple) and len(data) == 2 else []
+    if not pair or not all(isinstance(part, Tensor) for part in pair):
+        return cast(Iterable[tuple[Tensor, Tensor]], data)
+    images, labels = cast(list[Tensor], pair)
+    if len(images) != len(labels):
+        raise DataError(f"there are {len(images)} images and {len(labels)} labels; give one label for each image")
+    return zip(images.split(batch_size), labels.split(batch_size), strict=True)
+
+
+def _fitted(images: Tensor, model: nn.Module) -> Tensor:
+    """Give floating images the precision of the model, so that half-precision networks can be measured too."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    return images.to(dtype) if images.is_floating_point() else images
+
+
+def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    try:
+        result = model(images)
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"{_mismatch(model, images)} ({str(error).partition(chr(10))[0]})") from error
+    logits = _answer(result)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(f"the model's output is {got}; evaluation needs logits of ({len(images)}, classes)")
+    return logits
+
+
+def _answer(result: Any) -> Any:
+    """Return the logits among named outputs, as the transformers library gives them; else what is returned."""
+    if not isinstance(result, Mapping):
+        return result
+    tensors = output_tensors(result)
+    return tensors[0] if len(tensors) == 1 else result
+
+
+def _mismatch(model: nn.Module, images: Tensor) -> str:
+    shape = tuple(images.shape[1:])
+    name, weight = next(iter(model.named_parameters()), ("", torch.empty(0)))
+    return (
+        f"images of shape {shape} do not fit the model, whose first weight {name!r} has "
+        f"shape {tuple(weight.shape)}; "
+        "give the model or the data that belong together"
+    )

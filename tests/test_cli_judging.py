@@ -1,0 +1,85 @@
+"""Commands that judge networks: evaluate, barrier, plane, spaces, compare, finetune and distil."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from weldnet import checkpoints
+from weldnet.cli import main
+from weldnet.cli._model import build_model
+
+MODEL = "mlp?sizes=64,12,10"
+BASE = ("--model", MODEL, "--input", "1,1,8,8")
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run a command line in this process; give its exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def trio(tmp_path, monkeypatch) -> tuple[Path, Path, Path]:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("abc"):
+        checkpoints.save(build_model(MODEL, seed=seed).state_dict(), f"{name}.safetensors")
+    return Path("a.safetensors"), Path("b.safetensors"), Path("c.safetensors")
+
+
+def test_evaluate_says_how_often_networks_agree(cli, trio):
+    arguments = ("evaluate", *trio[:2], "--model", MODEL, "--data", "digits", "--ensemble")
+    code, out, err = cli(*arguments)
+    assert code == 0, err
+    assert "calibration error" in out
+    assert "share of samples with the same answer" in out
+    document = json.loads(cli(*arguments, "--json")[1])
+    a, b = document["networks"]
+    assert a["agreement"]["a"] == b["agreement"]["b"] == 1
+    assert a["agreement"]["b"] == b["agreement"]["a"] < 1
+    assert 0 < a["agreement_with_ensemble"] <= 1
+    assert 0 < document["ensemble"]["calibration_error"] < 1
+
+
+def test_one_network_has_nobody_to_agree_with(cli, trio):
+    code, out, _ = cli("evaluate", trio[0], "--model", MODEL, "--data", "digits")
+    assert code == 0
+    assert "the same answer" not in out
+
+
+def test_barrier_has_height_and_area_of_25_points(cli, trio):
+    document = json.loads(cli("barrier", *trio[:2], *BASE, "--data", "digits", "--json")[1])
+    assert len(document["after"]["points"]) == len(document["after"]["accuracy"]) == 25
+    assert 0 <= document["after"]["area"] <= document["after"]["barrier"]
+
+
+def test_plane_prints_a_grid_with_the_networks(cli, trio):
+    arguments = ("plane", *trio, *BASE, "--data", "digits", "--points", 3, "--margin", 0)
+    code, out, err = cli(*arguments)
+    assert code == 0, err
+    assert "c at x" in out
+    document = json.loads(cli(*arguments, "--json")[1])
+    assert [len(row) for row in document["loss"]] == [3, 3, 3]
+    assert document["x"][0] == 0
+    assert document["corners"][0] == [0, 0]
+    # Without a margin the lower left corner of the grid is the first network.
+    assert document["loss"][0][0] == pytest.approx(document["corner_loss"][0], rel=1e-5)
+    raw = json.loads(cli(*arguments, "--json", "--method", "identity")[1])
+    assert raw["corners"][1] != document["corners"][1]
+    assert raw["corner_loss"] == pytest.approx(document["corner_loss"], rel=1e-4)
+
+
+def test_plane_refuses_networks_on_a_line(cli, trio):
+    code, out, err = cli("plane", trio[0], trio[0], trio[1], *BASE, "--data", "digits")
+    assert (code, out) == (1, "")
+    assert "lie on one line" in err.splitlines()[-1]
