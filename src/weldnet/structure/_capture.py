@@ -197,7 +197,7 @@ def _settle_opened(context: Context) -> None:
 
 
 def _structure(context: Context, leaves: dict[str, Value], forest: Forest, roles: Roles, traced: Trace) -> Structure:
-    found: list[tuple[str, int, tuple[int, ...], Layout, tuple[int, ...] | None]] = []
+    found: list[tuple[str, int, int, tuple[int, ...], Layout, tuple[int, ...] | None]] = []
     frozen: list[Frozen] = []
     for name, leaf in leaves.items():
         for factor in leaf.factors:
@@ -206,10 +206,13 @@ def _structure(context: Context, leaves: dict[str, Value], forest: Forest, roles
             if opened is not None:
                 factor, view = opened.factor, opened.view
             for bundle, positions in _positions(forest, factor):
-                found.append((name, bundle, factor.axes, Layout.of(positions), view))
+                found.append((name, axis, bundle, factor.axes, Layout.of(positions), view))
             frozen += _frozen(context, forest, roles, name, factor, axis)
-    names, spaces = _spaces(forest, [(name, bundle) for name, bundle, *_ in found])
-    places = tuple(Place(name, names[b], axes, layout, view) for name, b, axes, layout, view in found)
+    names, spaces = _spaces(forest, [(name, bundle) for name, _, bundle, *_ in found])
+    places = tuple(
+        Place(name, names[bundle], axes, layout, view, roles.of(name, axis))
+        for name, axis, bundle, axes, layout, view in found
+    )
     return Structure(spaces, places, tuple(frozen), context.shapes, traced.aliases, context.unknown, traced.selected)
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from weldnet.structure._spec import Role
 from weldnet.structure._trace import Operation, Ref, Trace
 from weldnet.structure._units import INPUT, Ints
 from weldnet.structure.rules._context import Context
@@ -33,9 +34,13 @@ class Roles:
     def __init__(self, context: Context, traced: Trace) -> None:
         self._context = context
         self._still = {ref.number for ref in traced.tensors.values()} | set(context.known)  # what depends on no input
+        self._leaves = {
+            ref.number: {name: ref} for name, ref in traced.tensors.items()
+        }  # what still tensors are made of
+        self._of: dict[tuple[str, int], Role] = {}
         self._written: list[Ints] = []
         self._read: list[Ints] = []
-        self._pins = 0
+        self._pins = self._summed = 0
 
     def note(self, op: Operation) -> None:
         """Take an operation into account, after its rule was applied."""
@@ -43,13 +48,36 @@ class Roles:
         moving = [ref for ref in op.inputs if ref.number not in self._still]
         if not moving:
             self._still.update(ref.number for ref in op.outputs)
+            made_of = {name: leaf for ref in still for name, leaf in self._leaves.get(ref.number, {}).items()}
+            self._leaves |= {ref.number: made_of for ref in op.outputs}
         elif still:
             weights, before, after = self._units(still), self._units(moving), self._units(op.outputs)
             # What is pinned at once met an input in this very operation: a scale of the input's features, say.
             known = np.union1d(before, self._roots([units for units, _ in self._context.units.pins[self._pins :]]))
             self._written.append(np.setdiff1d(np.intersect1d(weights, after), known))
             self._read.append(np.setdiff1d(np.intersect1d(weights, before), after))
-        self._pins = len(self._context.units.pins)
+            summed = self._roots(self._context.summed[self._summed :])
+            for name, leaf in {k: v for ref in still for k, v in self._leaves.get(ref.number, {}).items()}.items():
+                self._assign(name, leaf, summed)
+        self._pins, self._summed = len(self._context.units.pins), len(self._context.summed)
+
+    def of(self, name: str, axis: int) -> Role:
+        """Return what a parameter does with the units on one of its axes."""
+        return self._of.get((name, axis), "writes")
+
+    def _assign(self, name: str, leaf: Ref, summed: Ints) -> None:
+        """Say what an operation does with every axis of a parameter: it sums over it, or it does not."""
+        reads: dict[int, bool] = {}
+        for factor in self._context.value(leaf).factors:
+            axis = factor.axes[0]
+            opened = self._context.opened.get((name, axis))
+            units = factor.units if opened is None else opened.factor.units
+            reads[axis] = bool(np.isin(self._context.units.find(units.ravel()), summed).all())
+        if all(reads.values()) and (len(reads) > 1 or (name, next(iter(reads), 0)) in self._of):
+            return  # all of it is one space already, as in a later step of a recurrent layer
+        for axis, read in reads.items():
+            now = "reads" if read else "writes"
+            self._of[name, axis] = now if self._of.get((name, axis), now) == now else "both"
 
     def refine(self, units: Ints, reasons: list[str]) -> list[str]:
         """Tell hidden units among what inputs and outputs fix.

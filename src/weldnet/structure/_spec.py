@@ -8,16 +8,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weldnet.errors import StructureError
 
-__all__ = ["Frozen", "Layout", "Place", "Space", "Structure"]
+__all__ = ["Frozen", "Layout", "Place", "Role", "Space", "Structure"]
 
 Indices = NDArray[np.int64]
+
+#: What a tensor does with the units on one of its axes.
+Role = Literal["writes", "reads", "both"]
 
 #: Reasons that belong to the problem itself rather than to what weldnet can see; they do not count
 #: as hidden units that might have been free.
@@ -100,6 +103,9 @@ class Place:
     ``axes`` has one entry, except where the meaning of an axis depends on another one, as the inputs of a
     grouped convolution depend on the group: then the tensor is seen as ``view`` and the positions count over
     the joint ``axes`` of that view.
+
+    ``role`` says what the tensor does with these units: it ``"writes"`` them (also: shifts, scales or normalises them),
+    ``"reads"`` them, summing over them as a layer does over its inputs, or ``"both"`` where it is tied.
     """
 
     tensor: str
@@ -107,6 +113,7 @@ class Place:
     axes: tuple[int, ...]
     layout: Layout = field(default_factory=Layout)
     view: tuple[int, ...] | None = None
+    role: Role = "writes"
 
     def extent(self, shape: tuple[int, ...]) -> int:
         """Return how many positions the place's axes have in a tensor of this shape."""
@@ -341,4 +348,4 @@ def _place(raw: dict[str, Any]) -> Place:
     if layout.get("table") is not None:
         layout["table"] = tuple(tuple(row) for row in layout["table"])
     view = tuple(raw["view"]) if raw.get("view") is not None else None
-    return Place(raw["tensor"], raw["space"], tuple(raw["axes"]), Layout(**layout), view)
+    return Place(raw["tensor"], raw["space"], tuple(raw["axes"]), Layout(**layout), view, raw.get("role", "writes"))

@@ -33,6 +33,7 @@ class Context:
     opened: dict[tuple[str, int], Opened] = field(default_factory=dict)  # by parameter and axis
     routed: dict[int, int] = field(default_factory=dict)  # tensors whose rows were given out, and by which numbers
     unknown: dict[str, int] = field(default_factory=dict)
+    summed: list[Ints] = field(default_factory=list)  # units that contractions have summed over
     used: frozenset[int] = frozenset()  # tensors that an operation or the output reads
     known: Mapping[int, Tensor] = field(default_factory=dict)  # values of tensors that nothing can change
 

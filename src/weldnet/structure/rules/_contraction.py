@@ -30,6 +30,7 @@ def contract(context: Context, formula: str, *operands: Value) -> Value:
     placed = [_place(v, letters, order) for letters, v in zip(inputs, operands, strict=True)]
     full = combine(context.units, placed, shape)
     gone = list(range(len(out), len(order)))
+    context.summed += [f.units for value in placed for f in value.factors if set(f.axes) & set(gone)]
     return without_axes(reduce(context.units, full, gone), gone)
 
 
