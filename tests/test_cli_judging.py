@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from weldnet import checkpoints
+from weldnet.alignment import AUTO
 from weldnet.cli import main
 from weldnet.cli._model import build_model
 
@@ -83,3 +84,15 @@ def test_plane_refuses_networks_on_a_line(cli, trio):
     code, out, err = cli("plane", trio[0], trio[0], trio[1], *BASE, "--data", "digits")
     assert (code, out) == (1, "")
     assert "lie on one line" in err.splitlines()[-1]
+
+
+def test_fuse_prints_how_well_each_space_was_matched(cli, trio):
+    arguments = ("fuse", *trio[:2], "-o", "fused.pt", *BASE)
+    assert "match quality" not in cli(*arguments)[1]
+    code, out, err = cli(*arguments, "--spaces", "--method", "auto")
+    assert code == 0, err
+    assert "match quality" in out
+    assert f"{AUTO[False].method} (auto: " in out
+    (row,) = json.loads(cli(*arguments, "--json")[1])["diagnosis"]
+    assert row["units"] == 12
+    assert row["quality"] > row["unaligned"]

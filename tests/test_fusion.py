@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import weldnet
 from networks import NETWORKS, Net, enliven
 from weldnet import models
-from weldnet.alignment import Gamf, Identity, WeightMatching
+from weldnet.alignment import AUTO, Gamf, Identity, WeightMatching
 from weldnet.checkpoints import load, read_metadata
 from weldnet.errors import (
     CheckpointError,
@@ -627,3 +627,19 @@ def test_what_makes_no_sense_is_refused_on_one_line(name):
     with pytest.raises(error, match=says) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [None, torch.zeros(4, 20, dtype=torch.float64)], ids=["free", "data"])
+def test_auto_is_what_the_table_says_and_the_report_names_it(data):
+    a, b, x = different_pair()
+    choice = AUTO[data is not None]
+    result = fuse([a, b], x, method="auto", data=data, progress=False)
+    expected = fuse([a, b], x, method=choice.method, data=data, progress=False)
+    torch.testing.assert_close(result.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    assert result.report.method == f"{choice.method} (auto: {choice.reason})"
+    assert result.config["method"] == expected.config["method"]
+
+
+def test_every_choice_of_auto_exists_and_can_do_without_data_where_there_is_none():
+    assert {choice.method for choice in AUTO.values()} <= set(weldnet.METHODS)
+    assert not weldnet.METHODS[AUTO[False].method]().needs_data

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 from weldnet._version import __version__
 
 if TYPE_CHECKING:
-    from weldnet.alignment import METHODS, Alignment, Gamf, Identity, WeightMatching, align, transport
+    from weldnet.alignment import (
+        METHODS,
+        Alignment,
+        Diagnosis,
+        Gamf,
+        Identity,
+        WeightMatching,
+        align,
+        diagnose,
+        transport,
+    )
     from weldnet.checkpoints import load
     from weldnet.errors import WeldnetError
     from weldnet.evaluation import Barrier, Metrics, Plane, barrier, evaluate, plane
@@ -19,7 +29,17 @@ if TYPE_CHECKING:
     from weldnet.structure import Check, Place, Power, Space, Structure, capture, check, power
 
 _HOME = {
-    "weldnet.alignment": ("METHODS", "Alignment", "Gamf", "Identity", "WeightMatching", "align", "transport"),
+    "weldnet.alignment": (
+        "METHODS",
+        "Alignment",
+        "Diagnosis",
+        "Gamf",
+        "Identity",
+        "WeightMatching",
+        "align",
+        "diagnose",
+        "transport",
+    ),
     "weldnet.checkpoints": ("load",),
     "weldnet.errors": ("WeldnetError",),
     "weldnet.evaluation": ("Barrier", "Metrics", "Plane", "barrier", "evaluate", "plane"),
@@ -34,6 +54,7 @@ __all__ = [
     "Barrier",
     "BatchNormReset",
     "Check",
+    "Diagnosis",
     "Fusion",
     "Gamf",
     "Identity",
@@ -52,6 +73,7 @@ __all__ = [
     "barrier",
     "capture",
     "check",
+    "diagnose",
     "evaluate",
     "fuse",
     "load",

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from weldnet._arrays import find_device
 from weldnet._modules import bare
 from weldnet.activations import Inputs
+from weldnet.alignment._auto import AUTO, Choice, choose_auto
+from weldnet.alignment._diagnose import Diagnosis, SpaceRow, carry_all, diagnose_states
 from weldnet.alignment._method import Alignment, AlignmentMethod, Problem
-from weldnet.alignment._registry import METHODS, describe, make_method
+from weldnet.alignment._registry import METHODS, describe, make_method, resolve
 from weldnet.alignment._transport import transport
 from weldnet.alignment.gamf import Gamf
 from weldnet.alignment.identity import Identity
@@ -21,17 +23,25 @@ from weldnet.errors import UsageError
 from weldnet.structure import Structure
 
 __all__ = [
+    "AUTO",
     "METHODS",
     "Alignment",
     "AlignmentMethod",
+    "Choice",
+    "Diagnosis",
     "Gamf",
     "Identity",
     "Problem",
+    "SpaceRow",
     "WeightMatching",
     "align",
+    "choose_auto",
     "describe",
+    "diagnose",
+    "diagnose_states",
     "make_method",
     "named_states",
+    "resolve",
     "transport",
 ]
 
@@ -54,7 +64,7 @@ def align(
     Args:
         networks: modules or state dicts, in a list (then named ``"a"``, ``"b"``, ...) or by name.
         structure: where their units lie, from :func:`weldnet.capture`.
-        method: a name from :data:`METHODS` or a method object such as ``Gamf(sigma=4.0)``.
+        method: a name from :data:`METHODS`, ``"auto"``, or a method object such as ``Gamf(sigma=4.0)``.
         data: unlabelled inputs, for methods that look at activations: a tensor, a Dataset, a DataLoader or an iterable
             of batches; labels in it are ignored.
         seed: of everything random in the method.
@@ -78,7 +88,7 @@ def align(
         >>> alignment["b"]["0"].source.shape
         torch.Size([8])
     """
-    chosen = make_method(method, **options)
+    chosen = make_method(resolve(method, has_data=data is not None)[0], **options)
     states = named_states(networks)
     given = networks.values() if isinstance(networks, Mapping) else networks
     modules = {name: bare(n) for name, n in zip(states, given, strict=True) if isinstance(n, nn.Module)}
@@ -92,6 +102,35 @@ def align(
     )
     with torch.no_grad():
         return chosen(problem)
+
+
+def diagnose(alignment: Alignment, networks: Networks, structure: Structure) -> Diagnosis:
+    """Say space by space how well an alignment matches the units of its networks.
+
+    Soft couplings are carried too: a universe unit is then the weighted mean of a network's units.
+
+    Args:
+        alignment: who went where.
+        networks: the modules or state dicts that were aligned, in a list (then named ``"a"``, ``"b"``, ...) or by name.
+        structure: where their units lie.
+
+    Returns:
+        For each space its units, the share that moved, the match quality (mean cosine of matched units' weights, with
+        that before alignment beside it) and the cost; ``print`` shows the table.
+
+    Raises:
+        AlignmentError: the networks or the structure are not those of the alignment.
+
+    Example:
+        >>> import torch, weldnet
+        >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> a, structure = make(), weldnet.capture(make(), torch.zeros(1, 4))
+        >>> row = weldnet.diagnose(weldnet.align([a, a], structure), [a, a], structure).rows[0]
+        >>> row.units, round(row.quality, 6), round(row.cost, 6)
+        (8, 1.0, 0.0)
+    """
+    states = named_states(networks)
+    return diagnose_states(alignment, states, structure, carry_all(alignment, states, structure))
 
 
 def named_states(networks: Networks) -> dict[str, Mapping[str, Tensor]]:

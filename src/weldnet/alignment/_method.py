@@ -111,6 +111,13 @@ class Alignment:
             known = ", ".join(self.couplings)
             raise AlignmentError(f"no network {network!r} in this alignment; it has {known}") from None
 
+    def __str__(self) -> str:
+        spaces = max((len(found) for found in self.couplings.values()), default=0)
+        moved = ", ".join(f"{name} {share:.1%}" for name, share in self.moved.items())
+        objective = self.stats.get("objective")
+        quality = f"; objective {objective:.4f}" if isinstance(objective, float) else ""
+        return f"{self.method or 'alignment'}: {spaces} spaces; units moved: {moved}{quality}"
+
     @property
     def moved(self) -> dict[str, float]:
         """The share of units that change their number, for each network."""

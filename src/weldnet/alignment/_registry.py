@@ -6,13 +6,14 @@ import dataclasses
 import difflib
 from typing import Any
 
+from weldnet.alignment._auto import choose_auto
 from weldnet.alignment._method import AlignmentMethod
 from weldnet.alignment.gamf import Gamf
 from weldnet.alignment.identity import Identity
 from weldnet.alignment.weight_matching import WeightMatching
 from weldnet.errors import UsageError
 
-__all__ = ["METHODS", "describe", "make_method"]
+__all__ = ["METHODS", "describe", "make_method", "resolve"]
 
 METHODS: dict[str, type[AlignmentMethod]] = {
     "identity": Identity,
@@ -21,8 +22,16 @@ METHODS: dict[str, type[AlignmentMethod]] = {
 }
 
 
+def resolve(method: str | AlignmentMethod, *, has_data: bool) -> tuple[str | AlignmentMethod, str]:
+    """Return what ``auto`` stands for and why; any other method as it is, without a reason."""
+    if method != "auto":
+        return method, ""
+    choice = choose_auto(has_data)
+    return choice.method, f"auto: {choice.reason}"
+
+
 def make_method(method: str | AlignmentMethod, **options: Any) -> AlignmentMethod:
-    """Return a method by name with options, or the method itself.
+    """Return a method by name with options, or the method itself; ``auto`` as it is without data.
 
     Raises:
         UsageError: an unknown name or option; the message lists the known ones.
@@ -33,6 +42,8 @@ def make_method(method: str | AlignmentMethod, **options: Any) -> AlignmentMetho
         if options:
             raise UsageError(f"options {sorted(options)} go with a method's name, not with {method!r}")
         return method
+    method = resolve(method, has_data=False)[0]
+    assert isinstance(method, str)
     if method not in METHODS:
         close = difflib.get_close_matches(method, METHODS, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""

@@ -64,7 +64,7 @@ def barrier(
     from weldnet.cli._networks import align_networks, gather_networks
     from weldnet.evaluation import barrier as measure
 
-    chosen = choose_method(method, parse_options(option))
+    chosen = choose_method(method, parse_options(option), has_data=True)
     check_device(device)
     networks = gather_networks(model, [first, second])
     images = load_labelled(data, split)

@@ -63,9 +63,9 @@ def a_type(value: object) -> str:
 
 def check_method(name: str) -> None:
     """Raise UsageError for a method that weldnet does not have."""
-    if name not in METHOD_NAMES:
+    if name not in (*METHOD_NAMES, "auto"):
         known = ", ".join(METHOD_NAMES)
-        raise UsageError(f"unknown method {name!r}{close(name, METHOD_NAMES)}; weldnet has {known}")
+        raise UsageError(f"unknown method {name!r}{close(name, METHOD_NAMES)}; weldnet has {known}, and auto")
 
 
 def check_route(name: str) -> None:

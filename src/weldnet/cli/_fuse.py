@@ -53,7 +53,7 @@ def fuse(
     example_input: FolderInput = None,
     outputs: Outputs = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="gamf, weight_matching or identity. (default: gamf)")
+        str | None, typer.Option("--method", help="gamf, weight_matching, identity, or auto. (default: gamf)")
     ] = None,
     option: Options = None,
     weights: Annotated[
@@ -83,6 +83,7 @@ def fuse(
         bool | None,
         typer.Option("--check/--no-check", help="Prove that renumbering keeps every parent. (default: --check)"),
     ] = None,
+    spaces: Annotated[bool, typer.Option("--spaces", help="Also print how well each space was matched.")] = False,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random. (default: 0)")] = None,
     device: Annotated[str | None, typer.Option("--device", help="Where to align: cpu, cuda, ...")] = None,
     config: Annotated[
@@ -131,6 +132,8 @@ def fuse(
         print_json({**result.report.to_dict(), "output": settings.output, "networks": settings.networks})
     else:
         emit(str(result.report))
+        if spaces:
+            emit(f"\n{result.report.diagnosis}")
     for path in (settings.output, settings.report, settings.alignment_out):
         if path is not None:
             say(f"wrote {path}")
@@ -144,7 +147,7 @@ def _fuse(settings: FuseConfig) -> Fusion:
     from weldnet.cli._networks import gather_networks
     from weldnet.fusion import fuse
 
-    choose_method(settings.method, settings.options)
+    choose_method(settings.method, settings.options, has_data=settings.data is not None and settings.repair != "none")
     check_device(settings.device)
     _note_same_files(settings.networks)
     networks = gather_networks(settings.model, settings.networks)

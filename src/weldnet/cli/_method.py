@@ -17,15 +17,16 @@ __all__ = ["check_device", "choose_method"]
 _KINDS = {int: ((int,), "a whole number"), float: ((int, float), "a number"), str: ((str,), "a word")}
 
 
-def choose_method(name: str, options: Mapping[str, Any]) -> AlignmentMethod:
-    """Return the method of that name with its options.
+def choose_method(name: str, options: Mapping[str, Any], *, has_data: bool = False) -> AlignmentMethod:
+    """Return the method of that name with its options; ``auto`` depends on whether there is unlabelled data.
 
     Raises:
         UsageError: an unknown name or option, or a value of the wrong type or out of range; what is allowed is said.
     """
-    from weldnet.alignment import METHODS, make_method
+    from weldnet.alignment import METHODS, choose_auto, make_method
 
     check_method(name)
+    name = choose_auto(has_data).method if name == "auto" else name
     kind = METHODS[name]
     names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
     hints = get_type_hints(kind)

@@ -69,7 +69,7 @@ def plane(
     from weldnet.cli._networks import align_networks, gather_networks
     from weldnet.evaluation import plane as measure
 
-    chosen = choose_method(method, parse_options(option))
+    chosen = choose_method(method, parse_options(option), has_data=True)
     check_device(device)
     networks = gather_networks(model, files)
     images = load_labelled(data, split)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from weldnet._arrays import find_device
 from weldnet.activations import Inputs, held
-from weldnet.alignment import AlignmentMethod, describe, make_method
+from weldnet.alignment import AlignmentMethod, describe, diagnose_states, make_method, resolve
 from weldnet.errors import UsageError
 from weldnet.evaluation import Labelled
 from weldnet.fusion._fusion import Fusion
@@ -50,7 +50,8 @@ def fuse(
         networks: modules of one architecture, in a list (named ``"a"``, ``"b"``, ...) or by name; not changed.
         example_input: what the networks take: a tensor, a tuple of arguments or a dict of keyword arguments.
         outputs: key paths of what counts as output in what the networks return, as for :func:`weldnet.capture`.
-        method: ``"gamf"``, ``"weight_matching"``, ``"identity"``, or a method object such as ``Gamf(sigma=4.0)``.
+        method: ``"gamf"``, ``"weight_matching"``, ``"identity"``, or a method object such as ``Gamf(sigma=4.0)``;
+            ``"auto"`` is what :data:`weldnet.alignment.AUTO` says, and the report names it.
         weights: shares of the networks in the average, summing to 1; a sequence or by name; equal if None.
         repair: ``"auto"`` (re-estimate BatchNorm statistics if there are any and ``data`` is given), ``"none"``,
             ``"data"``, or a repair object.
@@ -85,6 +86,7 @@ def fuse(
     """
     if size != 1.0:
         raise UsageError(f"size {size} is not available in this version; leave it at 1.0")
+    method, reason = resolve(method, has_data=data is not None)
     chosen = make_method(method, **options)
     _check_arguments(networks, example_input, data, seed)
     judge = make_judge(evaluate_on)
@@ -100,6 +102,7 @@ def fuse(
         mend = make_repair(repair, averaged.model, data)
         repaired = mend(averaged, data)
     parents, structure, alignment = prepared.parents, prepared.structure, aligned.alignment
+    diagnosis = diagnose_states(alignment, parents.states, structure, aligned.states)
     with clock.step("evaluate"):
         naive = naive_average(prepared, averaged)
         if judge is not None:
@@ -113,7 +116,7 @@ def fuse(
         )
     report = Report(
         rows=tuple(rows),
-        method=describe(chosen),
+        method=f"{describe(chosen)} ({reason})" if reason else describe(chosen),
         repair=repaired.summary,
         objective=alignment.stats.get("objective"),
         check=prepared.proof,
@@ -122,6 +125,7 @@ def fuse(
         parameters=sum(p.numel() for p in repaired.model.parameters()),
         seconds=clock.seconds,
         repair_numbers=repaired.numbers,
+        diagnosis=diagnosis,
         notes=tuple(notes(rows, structure, alignment, isinstance(mend, NoRepair), repaired.model, data)),
     )
     config = {

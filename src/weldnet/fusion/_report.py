@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
+from weldnet.alignment import Diagnosis
+
 __all__ = ["Report", "Row", "score_text"]
 
 
@@ -50,6 +52,7 @@ class Report:
         parameters: numbers in the fused network.
         seconds: by step.
         repair_numbers: what the repair measured.
+        diagnosis: how well each space was matched.
         notes: what the reader should know, in full sentences.
     """
 
@@ -64,6 +67,7 @@ class Report:
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
     repair_numbers: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    diagnosis: Diagnosis = field(default_factory=lambda: Diagnosis(()))
 
     def row(self, role: str) -> Row | None:
         """Return the first row of a role."""
@@ -71,7 +75,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data."""
-        return asdict(self)
+        return {**asdict(self), "diagnosis": self.diagnosis.to_dict()}
 
     def table(self) -> Any:
         """Return the table as a ``rich`` renderable."""
