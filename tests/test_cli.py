@@ -698,8 +698,43 @@ def test_inspect_shows_which_outputs_count(cli, two_outputs):
     assert "outputs that count: logits" in out
     assert "space 'a': 6 units" in out
     code, _, err = cli("inspect", *two_outputs, "--outputs", "logit,hidden")
-    assert code == 1
-    assert "no output 'logit'; it returns logits[1, 3], hidden[1, 6]" in err
+    assert code == 2
+    assert "no output 'logit'; it returns logits[1, 3], hidden[1, 6]; choose among these" in err
+
+
+@pytest.mark.parametrize("route", ["dispatch", "export"])
+def test_check_fuse_and_config_take_a_route(cli, pair, route, monkeypatch):
+    from weldnet.structure import _capture
+
+    taken: list[str] = []
+    record = _capture.record
+    monkeypatch.setattr(_capture, "record", lambda *given: (taken.append(given[3]), record(*given))[1])
+    Path("fuse.yaml").write_text(f"route: {route}\n", encoding="utf-8")
+    fuse = ("fuse", *pair, "-o", "f.safetensors", *BASE)
+    for command in (
+        ("check", *pair, *BASE, "--route", route),
+        (*fuse, "--route", route),
+        (*fuse, "--config", "fuse.yaml"),
+    ):
+        taken.clear()
+        assert cli(*command)[0] == 0
+        assert set(taken) == {route}
+    for command in ("check", *pair, *BASE), fuse:
+        code, _, err = cli(*command, "--route", "exprot")
+        assert code == 2
+        assert "unknown route 'exprot' (did you mean 'export'?)" in err
+
+
+def test_check_says_where_there_is_nothing_to_renumber(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("one.py").write_text("from torch import nn\n\ndef make():\n    return nn.Linear(4, 3)\n", encoding="utf-8")
+    checkpoints.save(build_model("one.py:make", seed=0).state_dict(), tmp_path / "a.safetensors")
+    command = ("check", "a.safetensors", "--model", "one.py:make", "--input", "1,4")
+    code, out, _ = cli(*command)
+    assert code == 0
+    assert out.startswith("a  nothing to renumber: the structure has no spaces")
+    assert "passed" not in out
+    assert json.loads(cli(*command, "--json")[1])["a"]["spaces"] == 0
 
 
 def test_check_fuse_and_config_take_outputs(cli, two_outputs):

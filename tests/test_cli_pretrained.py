@@ -200,3 +200,46 @@ def test_a_folder_that_cannot_be_finished_is_not_left(cli, gpt, monkeypatch):
     assert (code, out) == (1, "")
     assert "'fused': cannot be written" in err
     assert {path.name for path in Path().iterdir()} == {"a", "b"}
+
+
+# -- a library that cannot be imported -------------------------------------------------------------
+
+
+def unimportable(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
+    """Let a broken ``transformers`` be found before the installed one."""
+    (folder / "broken").mkdir()
+    (folder / "broken" / "transformers.py").write_text(text, encoding="utf-8")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(folder / "broken"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "operator torchvision::nms does not exist"),
+        ("import no_such_part", "No module named 'no_such_part'"),
+        (
+            "try:\n    raise OSError('libfoo.so is missing')\nexcept OSError as e:\n"
+            "    raise ImportError('no torch') from e",
+            "no torch (OSError: libfoo.so is missing)",
+        ),
+    ],
+)
+def test_why_the_library_cannot_be_imported_is_said(cli, gpt, monkeypatch, tmp_path, text, words):
+    folder = gpt("a")
+    unimportable(monkeypatch, tmp_path, text)
+    code, out, err = cli("inspect", folder)
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert f"which is there but cannot be imported: {words}" in err
+    assert "make python -c 'import transformers' work" in err
+    assert "pip install" not in err
+
+
+def test_a_missing_library_is_to_be_installed(cli, gpt, monkeypatch):
+    folder = gpt("a")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    code, _, err = cli("inspect", folder)
+    assert code == 1
+    assert "need transformers; pip install transformers" in err

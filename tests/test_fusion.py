@@ -556,8 +556,8 @@ def test_without_the_check_nothing_is_claimed(monkeypatch):
 
 
 def unsound(build: Callable[..., weldnet.Structure]) -> Callable[..., weldnet.Structure]:
-    def wrong(model: nn.Module, x: Tensor, *rest: object) -> weldnet.Structure:
-        structure = build(model, x, *rest)
+    def wrong(model: nn.Module, x: Tensor, *rest: object, **options: object) -> weldnet.Structure:
+        structure = build(model, x, *rest, **options)
         return replace(structure, places=tuple(p for p in structure.places if p.tensor != "layers.0.bias"))
 
     return wrong

@@ -400,8 +400,12 @@ def law_purity(method: AlignmentMethod, network: Network) -> None:
         for tensor, value in state.items():
             assert torch.equal(states[name][tensor], value), f"{tensor} of {name} was changed"
             assert torch.equal(problem.networks[name].state_dict()[tensor], value), f"{tensor} of {name} was trained"
-        assert not any(m.training or m._forward_hooks for m in problem.networks[name].modules()), f"{name} was left open"
-        assert all(p.requires_grad and p.grad is None for p in problem.networks[name].parameters()), f"{name} has traces"
+        assert not any(m.training or m._forward_hooks for m in problem.networks[name].modules()), (
+            f"{name} was left open"
+        )
+        assert all(p.requires_grad and p.grad is None for p in problem.networks[name].parameters()), (
+            f"{name} has traces"
+        )
     assert torch.equal(problem.data, network.unlabelled), "the unlabelled inputs were changed"
     assert again.couplings == aligned(method, network).couplings, "the same seed gave another result"
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import weldnet
 from networks import Net, enliven
-from weldnet.errors import CaptureError, StructureError
+from weldnet.errors import CaptureError, StructureError, UsageError
 from weldnet.structure import Referee, Structure, capture, check, output_tensors
 
 X = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -114,25 +114,32 @@ def test_selecting_everything_leaves_nothing_out():
 @pytest.mark.parametrize("name", ["logit", "logits.0", "", "0"])
 def test_an_unknown_output_is_named_with_those_that_there_are(name: str):
     model = network(lambda y, h: {"logits": y, "rest": (h, Cache(h))})
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(UsageError) as caught:
         capture(model, X, outputs=[name])
     assert str(caught.value) == (
-        f"the forward pass returns no output {name!r}; it returns logits[4, 3], rest.0[4, 6], rest.1 (a Cache)"
+        f"the forward pass returns no output {name!r}; it returns logits[4, 3], rest.0[4, 6], rest.1 (a Cache); "
+        "choose among these"
     )
+
+
+@pytest.mark.parametrize("route", ["dispatch", "export", "auto"])
+def test_one_output_without_a_name_cannot_be_named(route: str):
+    with pytest.raises(UsageError, match=r"no output 'logits'; it returns \[4, 3\]; it has no name: leave outputs out"):
+        capture(network(lambda y, h: y), X, outputs="logits", route=route)
 
 
 def test_what_may_hide_tensors_is_refused_only_where_it_counts():
     model = network(lambda y, h: {"logits": y, "rest": (h, Cache(h))})
     with pytest.raises(CaptureError, match=r"returns a Cache as 'rest.1', which may hide tensors; .* --outputs"):
         capture(model, X)
-    with pytest.raises(CaptureError, match=r"a Cache as 'rest\.1'"):
+    with pytest.raises(CaptureError, match=r"a Cache as 'rest\.1'.* leave it out of the outputs that are named"):
         capture(model, X, outputs=["rest"])
     assert capture(model, X, outputs=["logits"]).outputs == ("logits",)
 
 
 def test_other_networks_of_the_same_kind_must_have_the_outputs():
     structure = capture(network(lambda y, h: {"logits": y, "h": h}), X, outputs=["logits"])
-    with pytest.raises(CaptureError, match=r"returns no output 'logits'; it returns y\[4, 3\]"):
+    with pytest.raises(UsageError, match=r"returns no output 'logits'; it returns y\[4, 3\]"):
         check(network(lambda y, h: {"y": y}), X, structure)
 
 
@@ -224,7 +231,7 @@ def test_fuse_uses_the_selection():
     assert result.structure.outputs == ("0",)
     assert result.config["outputs"] == ["0"]
     assert max(row.equivalence for row in result.report.rows if row.role == "parent") <= 1e-9
-    with pytest.raises(CaptureError, match="no output 'logits'"):
+    with pytest.raises(UsageError, match="no output 'logits'"):
         weldnet.fuse(networks, X, outputs=["logits"], progress=False)
 
 

@@ -57,7 +57,7 @@ def test_export_honours_outputs():
     assert part.outputs == ("0",)
     assert same_group(part, capture(model, x, ["0"]))
     assert not same_group(part, whole)
-    with pytest.raises(CaptureError, match="no output 'logits'"):
+    with pytest.raises(UsageError, match="no output 'logits'"):
         capture(model, x, "logits", route="export")
 
 

@@ -701,6 +701,21 @@ def test_every_operation_of_the_reference_list_has_a_rule(name: str):
     assert (rule_of(Operation(func, (), {}, outputs)) is None) == (name in BEYOND_RULES)
 
 
+def test_an_assertion_on_what_nothing_uses_freezes_nothing():
+    """``torch.linalg.inv`` asserts that it worked; where its result is dropped, the assertion goes with it."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        h = m.a(x).relu()
+        torch.linalg.inv(h.T @ h + torch.eye(6, dtype=h.dtype))
+        return m.b(h)
+
+    model, x = Net(forward, a=nn.Linear(5, 6), b=nn.Linear(6, 3)), torch.zeros(2, 5)
+    for route in ("dispatch", "export"):
+        structure = capture(model, x, route=route)
+        assert [space.size for space in structure.spaces] == [6]
+        assert structure.unknown == {}
+
+
 #: Other libraries whose operations have rules, and the module that registers these operations with torch.
 REGISTERING = {"transformers": "transformers.integrations.moe"}
 

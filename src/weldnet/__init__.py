@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         transport,
     )
     from weldnet.checkpoints import load
-    from weldnet.errors import WeldnetError
+    from weldnet.errors import CaptureError, StructureError, WeldnetError
     from weldnet.evaluation import Barrier, Metrics, Plane, barrier, evaluate, plane
     from weldnet.fusion import BatchNormReset, Fusion, Report, average, fuse
     from weldnet.structure import Check, Place, Power, Space, Structure, capture, check, power
@@ -41,7 +41,7 @@ _HOME = {
         "transport",
     ),
     "weldnet.checkpoints": ("load",),
-    "weldnet.errors": ("WeldnetError",),
+    "weldnet.errors": ("CaptureError", "StructureError", "WeldnetError"),
     "weldnet.evaluation": ("Barrier", "Metrics", "Plane", "barrier", "evaluate", "plane"),
     "weldnet.fusion": ("BatchNormReset", "Fusion", "Report", "average", "fuse"),
     "weldnet.structure": ("Check", "Place", "Power", "Space", "Structure", "capture", "check", "power"),
@@ -53,6 +53,7 @@ __all__ = [
     "Alignment",
     "Barrier",
     "BatchNormReset",
+    "CaptureError",
     "Check",
     "Diagnosis",
     "Fusion",
@@ -65,6 +66,7 @@ __all__ = [
     "Report",
     "Space",
     "Structure",
+    "StructureError",
     "WeightMatching",
     "WeldnetError",
     "__version__",

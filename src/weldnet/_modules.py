@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from weldnet.errors import CaptureError
+from weldnet.errors import CaptureError, UsageError
 
-__all__ = ["bare", "forget_cached"]
+__all__ = ["bare", "forget_cached", "no_module"]
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -18,8 +20,11 @@ def bare(model: nn.Module) -> nn.Module:
         model: not changed; the result is (part of) this very object.
 
     Raises:
+        UsageError: it is no module; the message says what to do with a state dict.
         CaptureError: the module is TorchScript, quantised, sparse or not yet initialised; the message says what to do.
     """
+    if not isinstance(model, nn.Module):  # typed, but users' code is not
+        raise UsageError(no_module(model))
     inner = getattr(model, "_orig_mod", None)
     if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner = model.module
@@ -41,6 +46,16 @@ def bare(model: nn.Module) -> nn.Module:
         if isinstance(tensor, Tensor):
             _refuse_tensor(model, name, tensor)
     return model
+
+
+def no_module(model: object) -> str:
+    """Say what to give instead of something that is no network."""
+    kind = type(model).__name__
+    if isinstance(model, Mapping):
+        return (
+            f"a {kind} is given as the network, and a state dict has no forward pass; build the nn.Module and load it"
+        )
+    return f"a {kind} is given as the network; give an nn.Module with its weights loaded"
 
 
 def forget_cached(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from weldnet._words import counted
 from weldnet.activations import Inputs, Layer, Observer
 from weldnet.assignment import Coupling, NestedPlan, Permutation, Plan
 from weldnet.checkpoints import atomic_path, validate_finite
@@ -116,7 +117,10 @@ class Alignment:
         moved = ", ".join(f"{name} {share:.1%}" for name, share in self.moved.items())
         objective = self.stats.get("objective")
         quality = f"; objective {objective:.4f}" if isinstance(objective, float) else ""
-        return f"{self.method or 'alignment'}: {spaces} spaces; units moved: {moved}{quality}"
+        return f"{self.method or 'alignment'}: {counted(spaces, 'space')}; units moved: {moved}{quality}"
+
+    def __repr__(self) -> str:
+        return f"<Alignment {self}>"
 
     @property
     def moved(self) -> dict[str, float]:

@@ -13,6 +13,7 @@ from weldnet.cli._common import (
     FolderModel,
     Json,
     Outputs,
+    Route,
     Seed,
     emit,
     parse_outputs,
@@ -28,6 +29,7 @@ def check(
     model: FolderModel = None,
     example_input: FolderInput = None,
     outputs: Outputs = None,
+    route: Route = "auto",
     measure_power: Annotated[
         bool, typer.Option("--power/--no-power", help="Also show what the proof would notice: a pass for each tensor.")
     ] = True,
@@ -41,8 +43,9 @@ def check(
 
     Checkpoints may be .safetensors, .pt, .pth, .bin, .ckpt, an .index.json, or a folder with one of them.
     """
-    from weldnet.cli._early import require_files, require_model
+    from weldnet.cli._early import check_route, require_files, require_model
 
+    check_route(route)
     require_files(checkpoints)
     require_model(model, example_input, checkpoints, "check")
     from weldnet.cli._input import make_input
@@ -54,17 +57,22 @@ def check(
     first = next(iter(networks.values()))
     with stray_prints_to_stderr():
         x = make_input(example_input, first, seed=seed)
-        structure = capture(first, x, parse_outputs(outputs))
+        structure = capture(first, x, parse_outputs(outputs), route=route)
         results = {
             name: run_check(
                 network, make_input(example_input, network, seed=seed) if example_input else x, structure, seed=seed
             )
             for name, network in networks.items()
         }
-        found = power(first, x, structure, seed=seed) if measure_power else None
+        found = power(first, x, structure, seed=seed) if measure_power and structure.spaces else None
     if json:
         measured = {} if found is None else {"power": found.to_dict()}
-        print_json({name: {"passed": True, **asdict(result), **measured} for name, result in results.items()})
+        print_json(
+            {
+                name: {"passed": True, "spaces": len(structure.spaces), **asdict(result), **measured}
+                for name, result in results.items()
+            }
+        )
         return
     evidence, *more = str(found).splitlines() if found is not None else [""]
     for name, result in results.items():

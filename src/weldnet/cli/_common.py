@@ -26,6 +26,7 @@ __all__ = [
     "Options",
     "Outputs",
     "Route",
+    "RouteIfAny",
     "Seed",
     "Split",
     "emit",
@@ -85,6 +86,7 @@ OUTPUTS_HELP = "What counts as output, in what the network returns: logits, or 0
 Outputs = Annotated[str | None, typer.Option("--outputs", metavar="NAME,...", help=OUTPUTS_HELP, show_default=False)]
 ROUTE_HELP = "How the operations are found: dispatch (one forward pass), export (torch.export), or auto."
 Route = Annotated[str, typer.Option("--route", help=ROUTE_HELP)]
+RouteIfAny = Annotated[str | None, typer.Option("--route", help=f"{ROUTE_HELP} (default: auto)", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
 Device = Annotated[str | None, typer.Option("--device", help="Where to compute: cpu, cuda, ...", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]

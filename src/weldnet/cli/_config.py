@@ -37,6 +37,7 @@ class FuseConfig(BaseModel):
     model: str | None = None
     input: str | None = None
     outputs: Annotated[list[str] | None, BeforeValidator(_names)] = None
+    route: str = "auto"
     method: str = "gamf"
     options: dict[str, Any] = {}
     weights: Annotated[list[float] | dict[str, float] | None, BeforeValidator(_numbers)] = None

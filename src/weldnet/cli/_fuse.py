@@ -18,6 +18,7 @@ from weldnet.cli._common import (
     Json,
     Options,
     Outputs,
+    RouteIfAny,
     emit,
     interactive,
     parse_options,
@@ -52,6 +53,7 @@ def fuse(
     model: FolderModel = None,
     example_input: FolderInput = None,
     outputs: Outputs = None,
+    route: RouteIfAny = None,
     method: Annotated[
         str | None, typer.Option("--method", help="gamf, weight_matching, identity, or auto. (default: gamf)")
     ] = None,
@@ -110,6 +112,7 @@ def fuse(
         "model": model,
         "input": example_input,
         "outputs": parse_outputs(outputs),
+        "route": route,
         "method": method,
         "options": parse_options(option),
         "weights": weights,
@@ -159,6 +162,7 @@ def _fuse(settings: FuseConfig) -> Fusion:
             networks,
             example_input,
             outputs=settings.outputs,
+            route=settings.route,
             method=settings.method,
             weights=settings.weights,
             repair=settings.repair,
@@ -215,6 +219,7 @@ def _check_settings(settings: FuseConfig) -> None:
         REPAIR_NAMES,
         check_data,
         check_method,
+        check_route,
         check_weights,
         close,
         require_files,
@@ -229,6 +234,7 @@ def _check_settings(settings: FuseConfig) -> None:
         raise UsageError("fusing needs -o OUT; see weldnet fuse --help")
     require_files(settings.networks)
     require_model(settings.model, settings.input, settings.networks, "fuse")
+    check_route(settings.route)
     check_method(settings.method)
     if settings.repair not in REPAIR_NAMES:
         hint = close(settings.repair, REPAIR_NAMES)

@@ -181,8 +181,13 @@ def _config_and_class(folder: Path) -> tuple[Any, Any]:
 def _transformers() -> Any:
     try:
         import transformers  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ModelError(f"folders with a config.json need transformers ({_one_line(error)}); {_INSTALL}") from error
+    except Exception as error:  # what it imports may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name == "transformers":
+            raise ModelError(f"folders with a config.json need transformers; {_INSTALL}") from error
+        raise ModelError(
+            f"folders with a config.json need transformers, which is there but cannot be imported: {_root(error)}; "
+            "make python -c 'import transformers' work first"
+        ) from error
     return transformers
 
 
@@ -209,7 +214,7 @@ def _reported(folder: Path, what: str, kind: type[ModelError] | type[CheckpointE
         yield
     except Exception as error:
         raise kind(
-            f"{str(folder)!r} {what}: {_one_line(error)}; check that transformers alone loads this folder"
+            f"{str(folder)!r} {what}: {_root(error)}; check that transformers alone loads this folder"
         ) from error
 
 
@@ -230,6 +235,16 @@ def _matters(key: str) -> bool:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _root(error: BaseException) -> str:
+    """Say what went wrong, and what was behind it: transformers imports its parts late, and then hides why not."""
+    first, last, seen = error, error, {id(error)}
+    while (behind := last.__cause__ or last.__context__) is not None and id(behind) not in seen:
+        last = behind
+        seen.add(id(behind))
+    cause = f"{type(last).__name__}: {_one_line(last)}"
+    return _one_line(first) if last is first or _one_line(last) in _one_line(first) else f"{_one_line(first)} ({cause})"
 
 
 def _short(value: Any) -> str:

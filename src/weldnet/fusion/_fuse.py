@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from weldnet._arrays import find_device
+from weldnet._modules import no_module
 from weldnet.activations import Inputs, held
 from weldnet.alignment import AlignmentMethod, describe, diagnose_states, make_method, resolve
 from weldnet.errors import UsageError
@@ -29,6 +30,7 @@ def fuse(
     example_input: Any,
     *,
     outputs: str | Sequence[str] | None = None,
+    route: str = "auto",
     method: str | AlignmentMethod = "gamf",
     weights: Sequence[float] | Mapping[str, float] | None = None,
     repair: str | Repair = "auto",
@@ -50,6 +52,7 @@ def fuse(
         networks: modules of one architecture, in a list (named ``"a"``, ``"b"``, ...) or by name; not changed.
         example_input: what the networks take: a tensor, a tuple of arguments or a dict of keyword arguments.
         outputs: key paths of what counts as output in what the networks return, as for :func:`weldnet.capture`.
+        route: how the operations are found, as for :func:`weldnet.capture`.
         method: ``"gamf"``, ``"weight_matching"``, ``"identity"``, or a method object such as ``Gamf(sigma=4.0)``;
             ``"auto"`` is what :data:`weldnet.alignment.AUTO` says, and the report names it.
         weights: shares of the networks in the average, summing to 1; a sequence or by name; equal if None.
@@ -94,7 +97,9 @@ def fuse(
     data = None if data is None else held(data)
     clock = Clock(progress)
 
-    prepared = prepare(networks, example_input, clock, outputs=outputs, weights=weights, check=check, seed=seed)
+    prepared = prepare(
+        networks, example_input, clock, outputs=outputs, route=route, weights=weights, check=check, seed=seed
+    )
     aligned = align_parents(prepared, chosen, clock, data=data, device=target)
     with clock.step("average"):
         averaged = average_parents(prepared, aligned)
@@ -131,6 +136,7 @@ def fuse(
     config = {
         "method": repr(chosen),
         "outputs": list(structure.outputs),
+        "route": route,
         "weights": dict(parents.shares),
         "repair": repaired.summary,
         "check": check,
@@ -147,7 +153,7 @@ def _check_arguments(networks: Any, example_input: Any, data: Any, seed: Any) ->
         )
     for network in networks.values() if isinstance(networks, Mapping) else networks:
         if not isinstance(network, nn.Module):
-            raise UsageError(f"a network is a {type(network).__name__}; give nn.Modules with their weights loaded")
+            raise UsageError(no_module(network))
     if isinstance(example_input, tuple | list) and all(isinstance(n, int) for n in example_input):
         raise UsageError(
             f"example_input is {example_input!r}; give a tensor, such as torch.zeros{tuple(example_input)!r}"

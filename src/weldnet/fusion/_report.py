@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
+from weldnet._words import counted
 from weldnet.alignment import Diagnosis
 
 __all__ = ["Report", "Row", "score_text"]
@@ -106,7 +107,7 @@ class Report:
         times = ", ".join(f"{step} {value:.2f}" for step, value in self.seconds.items())
         return [
             f"method     {self.method}{objective}",
-            f"structure  {self.spaces} spaces, {self.free_share:.1%} of the hidden positions free",
+            f"structure  {counted(self.spaces, 'space')}, {self.free_share:.1%} of the hidden positions free",
             f"check      {self.check}",
             f"repair     {self.repair}",
             f"size       {self.parameters:,} parameters",

@@ -89,6 +89,7 @@ def prepare(
     clock: Clock,
     *,
     outputs: str | Sequence[str] | None = None,
+    route: str = "auto",
     weights: Sequence[float] | Mapping[str, float] | None = None,
     check: bool = True,
     seed: int = 0,
@@ -96,7 +97,7 @@ def prepare(
     """Name the networks, capture their structure, and prove it on each; arguments and errors as `weldnet.fuse`."""
     parents = _gather(networks, weights)
     with clock.step("capture"):
-        structure = capture(parents.first, example_input, outputs)
+        structure = capture(parents.first, example_input, outputs, route=route)
     with clock.step("check"):
         proof = _prove(parents, example_input, structure, seed) if check else "not made (check=False)"
     return Prepared(parents, structure, proof, check, example_input, seed)

@@ -54,9 +54,9 @@ def capture(
         The structure: spaces, places, frozen axes with reasons.
 
     Raises:
-        UsageError: there is no such route.
+        UsageError: there is no such route or output, or the model is none, such as a state dict.
         ModelError: the model fails on this input.
-        CaptureError: the forward pass cannot be traced, there is nothing in it, or it has no such output.
+        CaptureError: the forward pass cannot be traced, or there is nothing in it.
 
     Example:
         >>> import torch, weldnet

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weldnet._modules import bare
+from weldnet._words import counted
 from weldnet.errors import StructureError
 from weldnet.structure._move import renumber
 from weldnet.structure._referee import Referee, allowed, blame, only, require_fit
@@ -25,7 +26,7 @@ class Check:
     Args:
         error: largest relative change of the output over all renumberings.
         tolerance: what was allowed.
-        renumberings: how many were tried, on how many inputs each.
+        renumberings: how many were tried, on how many inputs each; 0 if there is nothing to renumber.
         inputs: the example input and random ones of its shapes.
     """
 
@@ -35,9 +36,11 @@ class Check:
     inputs: int
 
     def __str__(self) -> str:
+        if not self.renumberings:
+            return "nothing to renumber: the structure has no spaces (weldnet inspect shows why), so nothing is proved"
         return (
-            f"passed: {self.renumberings} random renumberings on {self.inputs} inputs change the output by at most "
-            f"{self.error:.1e} ({allowed(self.tolerance)})"
+            f"passed: {counted(self.renumberings, 'random renumbering')} on {counted(self.inputs, 'input')} change the "
+            f"output by at most {self.error:.1e} ({allowed(self.tolerance)})"
         )
 
 
@@ -62,7 +65,7 @@ def check(model: nn.Module, example_input: Any, structure: Structure, *, seed: i
     referee = Referee(model, example_input, generator, structure.outputs)
     state = referee.state
     worst, tried = 0.0, 0
-    together = [random_renumbering(structure, generator) for _ in range(2)]
+    together = [random_renumbering(structure, generator) for _ in range(2 if structure.spaces else 0)]
     alone = [only(structure, root.name, together[0]) for root in structure.roots]
     for sources in [*together, *alone]:
         error = referee.error(renumber(state, structure, sources))

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from weldnet.errors import CaptureError
+from weldnet.errors import CaptureError, WeldnetError
 from weldnet.structure._copies import named_tensors, one_line, own_copy, own_inputs
 from weldnet.structure._meta import has_values, has_weights, off_meta
 from weldnet.structure._outputs import Output, find_outputs
@@ -58,7 +58,8 @@ def export_trace(model: nn.Module, example_input: Any, outputs: str | Sequence[s
 
     Raises:
         ModelError: the forward pass itself fails on this input.
-        CaptureError: the forward pass runs, but cannot be exported, or it has no such output.
+        UsageError: it has no such output.
+        CaptureError: the forward pass runs, but cannot be exported.
     """
     args, kwargs = call_arguments(own_inputs(example_input))
     if has_weights(model):
@@ -75,7 +76,7 @@ def export_trace(model: nn.Module, example_input: Any, outputs: str | Sequence[s
         program = _export(answer, args, kwargs)
         reader = _Reader(program, state, aliases)
         tensors = reader.read()
-    except CaptureError:
+    except WeldnetError:
         raise
     except Exception as error:
         raise CaptureError(_why(model, error)) from error

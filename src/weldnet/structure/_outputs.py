@@ -11,9 +11,20 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from weldnet.errors import CaptureError
+from weldnet.errors import CaptureError, UsageError
 
-__all__ = ["ANSWER", "ASIDE", "CACHE", "Output", "find_outputs", "output_tensors", "refuse_opaque", "select_outputs"]
+__all__ = [
+    "ANSWER",
+    "ASIDE",
+    "CACHE",
+    "LEAVE_OUT",
+    "NAME_SOME",
+    "Output",
+    "find_outputs",
+    "output_tensors",
+    "refuse_opaque",
+    "select_outputs",
+]
 
 #: What a returned value is for: the answer; a by-product next to it; the memory of a generation loop.
 ANSWER, ASIDE, CACHE = "answer", "aside", "cache"
@@ -23,6 +34,9 @@ _CACHES = frozenset(
     {"past_key_values", "cache_params", "mems", "state", "states", "past_buckets_states", "rnn_state", "conv_state"}
     | {"shared_kv_states"}
 )
+#: What to do about outputs that were named, and may hide tensors; and about those that count because none was named.
+LEAVE_OUT = "leave it out of the outputs that are named"
+NAME_SOME = "name the outputs that count (outputs=, --outputs)"
 _PLAIN = None | bool | int | float | complex | str | bytes | torch.dtype | torch.device | torch.Size
 
 
@@ -58,14 +72,16 @@ def select_outputs(found: Sequence[Output], names: str | Sequence[str]) -> list[
     """Return the outputs that ``names`` select; a name selects what lies below it too, no names everything.
 
     Raises:
-        CaptureError: a name selects nothing; the message lists what there is.
+        UsageError: a name selects nothing; the message lists what there is.
     """
     names = (names,) if isinstance(names, str) else names
     for name in names:
         if not any(_selects(name, output.path) for output in found):
             known = ", ".join(str(output) for output in found[:12]) or "no tensor"
             more = f" and {len(found) - 12} more" if len(found) > 12 else ""
-            raise CaptureError(f"the forward pass returns no output {name!r}; it returns {known}{more}")
+            unnamed = len(found) == 1 and not found[0].path
+            way_out = "it has no name: leave outputs out" if unnamed else "choose among these"
+            raise UsageError(f"the forward pass returns no output {name!r}; it returns {known}{more}; {way_out}")
     return [output for output in found if not names or any(_selects(name, output.path) for name in names)]
 
 
@@ -78,22 +94,23 @@ def output_tensors(result: Any, names: str | Sequence[str] | None = None) -> lis
             None: the answer, see :func:`find_outputs`.
 
     Raises:
-        CaptureError: a name is unknown, or what counts is of a type that may hide tensors.
+        UsageError: a name is unknown.
+        CaptureError: what counts is of a type that may hide tensors.
     """
     found = find_outputs(result)
     chosen = [o for o in found if o.role == ANSWER] if names is None else select_outputs(found, names)
-    refuse_opaque(chosen)
+    refuse_opaque(chosen, NAME_SOME if names is None else LEAVE_OUT)
     return [output.value for output in chosen]
 
 
-def refuse_opaque(chosen: Sequence[Output]) -> None:
-    """Raise CaptureError if an output that counts is of a type that may hide tensors."""
+def refuse_opaque(chosen: Sequence[Output], way_out: str) -> None:
+    """Raise CaptureError if an output that counts is of a type that may hide tensors; ``way_out`` ends the message."""
     for output in chosen:
         if not isinstance(output.value, Tensor):
             where = f" as {output.path!r}" if output.path else ""
             raise CaptureError(
                 f"the forward pass returns a {type(output.value).__name__}{where}, which may hide tensors; "
-                "return tensors, tuples, dicts or dataclasses, or name the outputs that count (outputs=, --outputs)"
+                f"return tensors, tuples, dicts or dataclasses, or {way_out}"
             )
 
 

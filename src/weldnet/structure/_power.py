@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from weldnet._modules import bare
+from weldnet._words import counted
 from weldnet.errors import ModelError, StructureError
 from weldnet.structure._live import draw_floats, draw_integers, enliven
 from weldnet.structure._move import renumber
@@ -86,9 +87,9 @@ class Power:
         if self.weakest is None:
             return "no evidence: no tensor was moved"
         name, value = self.weakest
-        count = len(self.by_tensor)
         lines = [
-            f"weakest evidence: {name!r} {value:.1e} (power), {len(self.silent)} of {count} tensors without evidence"
+            f"weakest evidence: {name!r} {value:.1e} (power), "
+            f"{len(self.silent)} of {counted(len(self.by_tensor), 'tensor')} without evidence"
         ]
         if self.silent:
             lines.append(f"  the check proves nothing for {_some(self.silent)}")

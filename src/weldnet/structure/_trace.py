@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from weldnet.errors import CaptureError, ModelError
+from weldnet.errors import CaptureError, ModelError, WeldnetError
 from weldnet.structure._copies import (
     named_tensors,
     one_line,
@@ -29,6 +29,8 @@ from weldnet.structure._meta import NO_VALUE, has_values, memory, off_meta, stan
 from weldnet.structure._outputs import (
     ANSWER,
     CACHE,
+    LEAVE_OUT,
+    NAME_SOME,
     Output,
     find_outputs,
     output_tensors,
@@ -159,7 +161,8 @@ def trace(
 
     Raises:
         ModelError: the forward pass itself fails on this input.
-        CaptureError: the forward pass runs, but not under the tracer, or it has no such output.
+        UsageError: it has no such output.
+        CaptureError: the forward pass runs, but not under the tracer.
     """
     # A model that fails without the tracer is a different error; and the first pass in eval mode may leave tables
     # behind that the next one uses in place of weights, so the trace has a copy of its own.
@@ -181,7 +184,7 @@ def trace(
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), plain_kernels(model), standing_in(model), recorder:
             tensors = torch.func.functionalize(forward, remove="mutations")(state, args, kwargs)
-    except CaptureError:
+    except WeldnetError:
         raise
     except Exception as error:
         last = f" after {recorder.operations[-1].name}" if recorder.operations else ""
@@ -357,6 +360,8 @@ def decompose(op: Operation, numbers: Iterator[int]) -> tuple[Operation, ...] | 
     )
 
 
+#: Operations that raise or do nothing.
+_ASSERTIONS = frozenset({"aten._linalg_check_errors", "aten._assert_async", "aten._functional_assert_async"})
 #: Operations that ask a tensor for its shape and nothing else.
 _SHAPE_ONLY = frozenset(
     f"aten.{made}" for kind in ("zeros", "ones", "full", "empty") for made in (f"{kind}_like", f"new_{kind}")
@@ -368,7 +373,8 @@ def live(operations: Sequence[Operation], outputs: Sequence[Ref]) -> list[int]:
     needed = {ref.number for ref in outputs}
     keep: list[int] = []
     for i in reversed(range(len(operations))):
-        leaves = not operations[i].outputs  # a number taken out of a tensor may steer the rest of the pass
+        # A number taken out of a tensor may steer the rest of the pass; an assertion gives none.
+        leaves = not operations[i].outputs and operations[i].name not in _ASSERTIONS
         if leaves or any(ref.number in needed for ref in (*operations[i].outputs, *operations[i].changed)):
             keep.append(i)
             needed.update(ref.number for ref in operations[i].changed)
@@ -381,14 +387,15 @@ def visible_outputs(model: nn.Module, every: Sequence[Output], outputs: str | Se
     """Return the outputs to trace: those asked for, or all that may turn out to count.
 
     Raises:
+        UsageError: one that was asked for is not there.
         CaptureError: there are none, or one of them may hide tensors.
     """
     if outputs is not None:
         chosen = select_outputs(every, outputs)
-        refuse_opaque(chosen)
+        refuse_opaque(chosen, LEAVE_OUT)
         visible = [dataclasses.replace(output, role=ANSWER) for output in chosen]
     else:
-        refuse_opaque([output for output in every if output.role == ANSWER])
+        refuse_opaque([output for output in every if output.role == ANSWER], NAME_SOME)
         visible = [output for output in every if output.role != CACHE and isinstance(output.value, Tensor)]
     if not visible:
         raise CaptureError(f"{type(model).__name__} returns no tensor; give a model whose forward returns one")

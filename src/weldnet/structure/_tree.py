@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from weldnet._words import counted
 from weldnet.structure._spec import BOUNDARY_REASONS, Frozen, Place, Space, Structure
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ def headline(structure: Structure) -> str:
     """Say in one line how many spaces there are and how much of the model they cover."""
     tensors = len({place.tensor for place in structure.places})
     return (
-        f"{len(structure.spaces)} spaces, {len(structure.places)} places in {tensors} of {len(structure.shapes)} "
-        f"tensors, {structure.free_share:.1%} of the hidden positions free, "
+        f"{counted(len(structure.spaces), 'space')}, {counted(len(structure.places), 'place')} in {tensors} of "
+        f"{counted(len(structure.shapes), 'tensor')}, {structure.free_share:.1%} of the hidden positions free, "
         f"10^{structure.log10_renumberings:.1f} renumberings"
     )
 
@@ -110,16 +111,16 @@ def _add_space(parent: Tree, structure: Structure, group: Sequence[Space], full:
         branch.add(_text((names.ljust(width), ""), (f"  {words}", _DIM)))
     if len(shown) < len(lines):
         rest = sum(count for _, _, count in lines[PLACES:])
-        branch.add(_text((f"and {rest} more places", _DIM)))
+        branch.add(_text((f"and {counted(rest, 'more place')}", _DIM)))
     for child in children:
         _add_space(branch, structure, [child], full)
 
 
 def size_words(space: Space, has_children: bool) -> str:
     if space.parent is not None:
-        blocks = f"{space.block} units in each of {space.size // space.block} blocks"
+        blocks = f"{counted(space.block, 'unit')} in each of {counted(space.size // space.block, 'block')}"
         return f"{blocks}, themselves blocks" if has_children else blocks
-    return f"{space.size} blocks" if has_children else f"{space.size} units"
+    return counted(space.size, "block" if has_children else "unit")
 
 
 def _place_lines(structure: Structure, space: str) -> list[tuple[str, str, int]]:
@@ -148,7 +149,9 @@ def _add_frozen(root: Tree, structure: Structure, full: bool) -> None:
         inner = reason not in BOUNDARY_REASONS
         share = f", {count / hidden:.1%} of the hidden ones" if inner and hidden else ", which the task fixes"
         where = _where([item for item in structure.frozen if item.reason == reason], full)
-        branch.add(_text((reason, _BAD if inner else ""), (f": {count} positions{share}", ""), (f"; {where}", _DIM)))
+        branch.add(
+            _text((reason, _BAD if inner else ""), (f": {counted(count, 'position')}{share}", ""), (f"; {where}", _DIM))
+        )
 
 
 def _where(frozen: Sequence[Frozen], full: bool) -> str:

@@ -155,7 +155,7 @@ def apply(context: Context, op: Operation) -> None:
                 apply(context, part)
             return
         values = unknown(context, op)
-    for ref, value in zip(op.outputs, values, strict=False):
+    for ref, value in zip(op.outputs, values, strict=True):
         context.values[ref.number] = value
     for ref in op.changed:
         context.values[ref.number] = _overwritten(context, ref, op.outputs[0])
