@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -96,3 +97,73 @@ def test_fuse_prints_how_well_each_space_was_matched(cli, trio):
     (row,) = json.loads(cli(*arguments, "--json")[1])["diagnosis"]
     assert row["units"] == 12
     assert row["quality"] > row["unaligned"]
+
+
+# -- compare -----------------------------------------------------------------------------------------
+
+
+def test_compare_shows_every_combination(cli, trio):
+    arguments = ("compare", *trio[:2], *BASE, "--data", "digits", "--methods", "identity,weight_matching")
+    code, out, err = cli(*arguments, "--repairs", "auto,data", "--points", 3)
+    assert code == 0, err
+    assert "parent a" in out
+    assert "ensemble" in out
+    assert "failed     identity with data: MLP has no BatchNorm statistics" in out
+    document = json.loads(cli(*arguments, "--points", 3, "--json", "--sort", "method")[1])
+    assert [row["method"] for row in document["rows"]] == ["identity", "weight_matching"]
+    assert [row["role"] for row in document["references"]] == ["parent", "parent", "ensemble"]
+    assert all(row["barrier"] >= 0 and row["seconds"] > 0 and row["error"] is None for row in document["rows"])
+    fused = json.loads(
+        cli("fuse", *trio[:2], "-o", "f.pt", *BASE, "--data", "digits", "--json", "--method", "identity")[1]
+    )
+    assert document["rows"][0]["scores"] == fused["rows"][-1]["scores"]
+
+
+def test_compare_writes_its_table_in_the_format_of_the_suffix(cli, trio):
+    arguments = ("compare", *trio, *BASE, "--data", "digits", "--methods", "identity", "--points", 0)
+    printed = cli(*arguments, "--csv", "-o", "t.json")[1]
+    (row,) = csv.DictReader(printed.splitlines())
+    assert row["method"] == "identity"
+    assert row["barrier"] == row["error"] == ""
+    assert float(row["accuracy"]) == json.loads(Path("t.json").read_text())["rows"][0]["scores"]["accuracy"]
+    code, _, err = cli(*arguments, "-o", "t.csv")
+    assert (code, err.splitlines()[-1]) == (0, "weldnet: wrote t.csv")
+    assert Path("t.csv").read_text().splitlines()[0] == printed.splitlines()[0]
+    assert cli(*arguments, "-o", "t.txt")[0] == 0
+    assert Path("t.txt").read_text().startswith("comparison")
+
+
+def test_compare_fails_if_no_combination_works(cli, trio):
+    code, out, err = cli(
+        "compare", *trio[:2], *BASE, "--data", "digits", "--methods", "identity", "--repairs", "data", "--points", 0
+    )
+    assert code == 1
+    assert "failed     identity with data" in out
+    assert err.splitlines()[-1] == "weldnet: error: no combination worked; the rows say why"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "gmf"], "did you mean 'gamf'"),
+        (["--repairs", "nothing"], "--repairs: unknown name 'nothing'"),
+        (["--methods", ","], "names nothing"),
+        (["--sort", "acuracy"], "did you mean 'accuracy'"),
+        (["--points", "1"], "--points 1 is no line"),
+        (["--csv", "--json"], "give one of them"),
+        (["-o", "table.xlsx"], ".csv"),
+        (["-o", "table.json/x.csv"], None),
+    ],
+)
+def test_compare_refuses_what_cannot_be_meant_before_it_starts(cli, trio, arguments, words):
+    Path("table.json").write_text("")
+    code, out, err = cli("compare", *trio[:2], *BASE, "--data", "digits", *arguments)
+    assert (code, out) == (2 if words else 1, "")
+    assert (words or "table.json") in err
+    assert err.count("\n") == 1
+
+
+def test_compare_needs_two_networks(cli, trio):
+    code, _, err = cli("compare", trio[0], *BASE, "--data", "digits")
+    assert code == 2
+    assert "two networks or more" in err

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from weldnet.checkpoints import load
     from weldnet.errors import CaptureError, StructureError, WeldnetError
     from weldnet.evaluation import Barrier, Metrics, Plane, barrier, evaluate, plane
-    from weldnet.fusion import BatchNormReset, Fusion, Report, average, fuse
+    from weldnet.fusion import BatchNormReset, Comparison, Fusion, Report, average, compare, fuse
     from weldnet.structure import Check, Place, Power, Space, Structure, capture, check, power
 
 _HOME = {
@@ -43,7 +43,7 @@ _HOME = {
     "weldnet.checkpoints": ("load",),
     "weldnet.errors": ("CaptureError", "StructureError", "WeldnetError"),
     "weldnet.evaluation": ("Barrier", "Metrics", "Plane", "barrier", "evaluate", "plane"),
-    "weldnet.fusion": ("BatchNormReset", "Fusion", "Report", "average", "fuse"),
+    "weldnet.fusion": ("BatchNormReset", "Comparison", "Fusion", "Report", "average", "compare", "fuse"),
     "weldnet.structure": ("Check", "Place", "Power", "Space", "Structure", "capture", "check", "power"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -55,6 +55,7 @@ __all__ = [
     "BatchNormReset",
     "CaptureError",
     "Check",
+    "Comparison",
     "Diagnosis",
     "Fusion",
     "Gamf",
@@ -75,6 +76,7 @@ __all__ = [
     "barrier",
     "capture",
     "check",
+    "compare",
     "diagnose",
     "evaluate",
     "fuse",

@@ -20,6 +20,7 @@ from weldnet._version import __version__
 from weldnet.cli._barrier import barrier
 from weldnet.cli._check import check
 from weldnet.cli._common import say
+from weldnet.cli._compare import compare
 from weldnet.cli._demo import demo
 from weldnet.cli._evaluate import evaluate
 from weldnet.cli._fuse import fuse
@@ -32,7 +33,7 @@ __all__ = ["app", "main"]
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 _DEBUG = "--debug"
-_COMMANDS = (demo, fuse, inspect, check, evaluate, barrier, plane, train)
+_COMMANDS = (demo, fuse, compare, inspect, check, evaluate, barrier, plane, train)
 
 
 class _Interrupted(BaseException):

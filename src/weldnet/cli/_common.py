@@ -29,6 +29,7 @@ __all__ = [
     "RouteIfAny",
     "Seed",
     "Split",
+    "as_json",
     "emit",
     "interactive",
     "parse_options",
@@ -115,7 +116,12 @@ def show(*renderables: Any) -> None:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout; numbers that JSON cannot write become null."""
-    emit(json.dumps(_plain(document), indent=1))
+    emit(as_json(document))
+
+
+def as_json(document: Mapping[str, Any]) -> str:
+    """Write a JSON document; numbers that JSON cannot write become null."""
+    return json.dumps(_plain(document), indent=1)
 
 
 def interactive() -> bool:
