@@ -19,7 +19,7 @@ from weldnet.alignment._pools import Entry, SpacePool, block_pool
 from weldnet.assignment import Permutation, best_inside, best_permutation, unfold
 from weldnet.structure import Maps, Place, Space, Structure, block_space, carried_rows, partners, renumber, unit_rows
 
-__all__ = ["WEIGHTINGS", "Ascent", "Weighting", "inside_blocks", "sides", "start"]
+__all__ = ["WEIGHTINGS", "Ascent", "Weighting", "by_norm", "inside_blocks", "sides", "start"]
 
 #: How much a tensor counts, given its mean square and its number of entries, once it is scaled to mean square 1.
 Weighting = Callable[[float, int], float]
@@ -109,10 +109,19 @@ class Ascent:
             self.couplings[space.name][k - 1] = coupling
         return moved
 
-    def soften(self) -> None:
-        """Make all couplings uniform: nobody is preferred."""
+    def stay(self) -> None:
+        """Make all couplings identities."""
         count = len(self.moving)
         for space in self.structure.spaces:
+            self.couplings[space.name] = torch.arange(space.size, device=self.device).repeat(count, 1)
+            if space.parent is not None:
+                blocks, each = space.size // space.block, torch.arange(space.block, device=self.device)
+                self.inner[space.name] = each.repeat(count, blocks, blocks, 1)
+
+    def soften(self, spaces: Sequence[Space] | None = None) -> None:
+        """Make the couplings of whole trees of spaces uniform, of all if None: nobody is preferred."""
+        count = len(self.moving)
+        for space in self.structure.spaces if spaces is None else spaces:
             uniform = torch.full((count, space.size, space.size), 1 / space.size, device=self.device)
             self.couplings[space.name] = uniform
             if space.parent is not None:
@@ -120,9 +129,9 @@ class Ascent:
                 shape = (count, blocks, blocks, space.block, space.block)
                 self.inner[space.name] = torch.full(shape, 1 / space.block, device=self.device)
 
-    def harden(self) -> None:
-        """Bring soft couplings to the nearest permutations."""
-        for space in self.structure.spaces:
+    def harden(self, spaces: Sequence[Space] | None = None) -> None:
+        """Bring the soft couplings of whole trees of spaces, of all if None, to the nearest permutations."""
+        for space in self.structure.spaces if spaces is None else spaces:
             if space.parent is None:
                 plans = self.couplings[space.name]
                 found = [best_permutation(plan) for plan in plans]
@@ -207,12 +216,18 @@ def start(problem: Problem, weighting: str, order: Sequence[str] | None = None) 
         stacks[name] = stack / square**0.5 if square else stack
         weights[name] = WEIGHTINGS[weighting](square, stack[0].numel())
     ascent = Ascent(structure, names, stacks, weights)
-    for space in structure.spaces:
-        ascent.couplings[space.name] = torch.arange(space.size, device=ascent.device).repeat(len(names) - 1, 1)
-        if space.parent is not None:
-            blocks, each = space.size // space.block, torch.arange(space.block, device=ascent.device)
-            ascent.inner[space.name] = each.repeat(len(names) - 1, blocks, blocks, 1)
+    ascent.stay()
     return ascent
+
+
+def by_norm(problem: Problem) -> list[str]:
+    """Order the networks by a number that neither their order nor the numbering of their units changes."""
+
+    def norm(name: str) -> float:
+        tensors = {place.tensor for place in problem.structure.places}
+        return sum(float(problem.states[name][t].detach().double().square().sum()) for t in sorted(tensors))
+
+    return sorted(problem.names, key=norm)
 
 
 def sides(structure: Structure, tensor: str, spaces: set[str]) -> set[tuple[tuple[int, ...], object]]:

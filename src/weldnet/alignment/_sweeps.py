@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,11 +13,19 @@ from weldnet.alignment._tree import Best, Only, Rule, Tree, is_entangled
 from weldnet.assignment import best_permutation
 from weldnet.structure import Space
 
-__all__ = ["assign", "hard_sweeps"]
+__all__ = ["assign", "hard_sweeps", "random_orders"]
 
 
-def hard_sweeps(ascent: Ascent, kernel: Kernel, orders: Iterable[Sequence[Space]]) -> tuple[int, bool]:
+def hard_sweeps(
+    ascent: Ascent, kernel: Kernel, orders: Iterable[Sequence[Space]], free: frozenset[str] | None = None
+) -> tuple[int, bool]:
     """Assign space after space until a whole sweep moves nothing.
+
+    Args:
+        ascent: the networks, with hard couplings.
+        kernel: how alike features are.
+        orders: the root spaces to visit, sweep by sweep.
+        free: spaces that may move; all if None.
 
     Returns:
         The number of sweeps, and whether the last one moved nothing.
@@ -25,14 +33,20 @@ def hard_sweeps(ascent: Ascent, kernel: Kernel, orders: Iterable[Sequence[Space]
     sweeps = 0
     for order in orders:
         sweeps += 1
-        moved = [assign(ascent, root, kernel) for root in order]  # every one, not only up to the first that moves
+        moved = [assign(ascent, root, kernel, free) for root in order]  # every one, not only up to the first that moves
         if not any(moved):
             return sweeps, True
     return sweeps, False
 
 
-def assign(ascent: Ascent, root: Space, kernel: Kernel) -> bool:
-    """Give every network in turn the best hard couplings of a root space and what is nested in it.
+def random_orders(roots: Sequence[Space], count: int, generator: torch.Generator) -> Iterator[list[Space]]:
+    """Yield the root spaces in ``count`` random orders."""
+    for _ in range(count):
+        yield [roots[i] for i in torch.randperm(len(roots), generator=generator).tolist()]
+
+
+def assign(ascent: Ascent, root: Space, kernel: Kernel, free: frozenset[str] | None = None) -> bool:
+    """Give every network in turn the best hard couplings of a root space and what is nested in it, if ``free``.
 
     Returns:
         Whether anything moved.
@@ -42,14 +56,16 @@ def assign(ascent: Ascent, root: Space, kernel: Kernel) -> bool:
     if len(tree) == 1:
         return _assign_flat(ascent, root, kernel, entangled)
     pools = Tree(ascent, root, kernel)
+    allowed = [space.name for space in tree if free is None or space.name in free]
+    best = Only(Best(), frozenset(allowed))
     moved = False
     for k in ascent.moving:
         if not entangled:
             old = _snapshot(ascent, tree, k)
-            pools.update(k, Best())
+            pools.update(k, best)
             moved |= _differs(ascent, old, k)
             continue
-        for rule in (Best(), *(Only(Best(), space.name) for space in tree)):
+        for rule in (best, *(Only(Best(), frozenset({name})) for name in allowed)):
             if _climbs(ascent, root, kernel, pools, rule, k):
                 moved = True
                 break

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from weldnet.affinity import Kernel
 from weldnet.alignment._ascent import Ascent
-from weldnet.assignment import as_blocks, best_inside, best_permutation, fit_inside
+from weldnet.assignment import as_blocks, as_matrix, best_inside, best_permutation, fit_inside
 from weldnet.structure import Place, Space, Structure, block_space, partners
 
-__all__ = ["Best", "Only", "Rule", "Tree", "is_entangled"]
+__all__ = ["Best", "Definite", "Only", "Rule", "Tree", "is_entangled"]
 
 #: Gains below this share of the scores are rounding in float32: to follow them would only cycle.
 _ROUNDING = 1e-6
@@ -64,22 +64,36 @@ class Best:
         return found if gain > _ROUNDING * exact.abs().amax(0).sum() else old
 
 
+class Definite:
+    """Permutations, the best ones, as matrices of zeros and ones: for couplings that began soft."""
+
+    def inside(self, space: str, k: int, blocks: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve every pair of blocks; see :class:`Rule`."""
+        exact = blocks.double()
+        found = best_inside(exact).to(blocks.device)
+        return as_matrix(found, blocks.dtype), fit_inside(found, exact)
+
+    def outside(self, space: str, k: int, scores: Tensor, old: Tensor) -> Tensor:
+        """Solve one assignment; see :class:`Rule`."""
+        return as_matrix(best_permutation(scores).to(scores.device), scores.dtype)
+
+
 @dataclass(frozen=True)
 class Only:
-    """Move one space of the tree; the others stay."""
+    """Move some spaces of the tree; the others stay."""
 
     rule: Rule
-    space: str
+    spaces: frozenset[str]
 
     def inside(self, space: str, k: int, blocks: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the inner couplings of other spaces; see :class:`Rule`."""
-        if space == self.space:
+        if space in self.spaces:
             return self.rule.inside(space, k, blocks, old)
         return old, fit_inside(old, blocks.double())
 
     def outside(self, space: str, k: int, scores: Tensor, old: Tensor) -> Tensor:
         """Keep the coupling of another space; see :class:`Rule`."""
-        return self.rule.outside(space, k, scores, old) if space == self.space else old
+        return self.rule.outside(space, k, scores, old) if space in self.spaces else old
 
 
 class Tree:

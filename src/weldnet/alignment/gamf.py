@@ -11,7 +11,7 @@ from typing import Literal, final
 from torch import Tensor
 
 from weldnet.affinity import Gaussian, InnerProduct, Kernel, VectorNorm
-from weldnet.alignment._ascent import WEIGHTINGS, Ascent, start
+from weldnet.alignment._ascent import WEIGHTINGS, Ascent, by_norm, start
 from weldnet.alignment._method import Alignment, Problem
 from weldnet.alignment._sweeps import hard_sweeps
 from weldnet.alignment._tree import Tree
@@ -95,7 +95,7 @@ class Gamf:
 
     def __call__(self, problem: Problem, /) -> Alignment:
         """Align all networks; the universe is given in the order of the first."""
-        ascent = start(problem, self.weighting, _by_norm(problem))
+        ascent = start(problem, self.weighting, by_norm(problem))
         soft_sweeps = self._anneal(ascent)
         roots = problem.structure.roots
         directions = itertools.islice(itertools.cycle([roots, roots[::-1]]), self.hard_sweeps)
@@ -182,13 +182,3 @@ def _temperatures(tau: float, gamma: float, tau_min: float) -> Iterator[float]:
     while tau >= tau_min:
         yield tau
         tau *= gamma
-
-
-def _by_norm(problem: Problem) -> list[str]:
-    """Order the networks by a number that neither their order nor the numbering of their units changes."""
-
-    def norm(name: str) -> float:
-        tensors = {place.tensor for place in problem.structure.places}
-        return sum(float(problem.states[name][t].detach().double().square().sum()) for t in sorted(tensors))
-
-    return sorted(problem.names, key=norm)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -11,9 +10,8 @@ import torch
 from weldnet.affinity import InnerProduct
 from weldnet.alignment._ascent import start
 from weldnet.alignment._method import Alignment, Problem
-from weldnet.alignment._sweeps import hard_sweeps
+from weldnet.alignment._sweeps import hard_sweeps, random_orders
 from weldnet.errors import UsageError
-from weldnet.structure import Space
 
 __all__ = ["WeightMatching"]
 
@@ -48,12 +46,7 @@ class WeightMatching:
         """Align all networks to the first one."""
         ascent = start(problem, "raw")
         generator = torch.Generator().manual_seed(problem.seed)
-        orders = _random_orders(problem.structure.roots, self.sweeps, generator)
+        orders = random_orders(problem.structure.roots, self.sweeps, generator)
         count, converged = hard_sweeps(ascent, InnerProduct(), orders)
         stats = {"objective": ascent.objective(), "sweeps": count, "converged": converged}
         return ascent.alignment(repr(self), stats, problem.names)
-
-
-def _random_orders(roots: Sequence[Space], count: int, generator: torch.Generator) -> Iterator[list[Space]]:
-    for _ in range(count):
-        yield [roots[i] for i in torch.randperm(len(roots), generator=generator).tolist()]

@@ -2,7 +2,7 @@
 
 from weldnet.assignment._coupling import Coupling, NestedPlan, Permutation, Plan
 from weldnet.assignment._linear import best_permutation
-from weldnet.assignment._nested import BlockPlans, as_blocks, best_inside, block_sinkhorn, fit_inside, unfold
+from weldnet.assignment._nested import BlockPlans, as_blocks, as_matrix, best_inside, block_sinkhorn, fit_inside, unfold
 from weldnet.assignment._sinkhorn import Potentials, sinkhorn, standardise
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Plan",
     "Potentials",
     "as_blocks",
+    "as_matrix",
     "best_inside",
     "best_permutation",
     "block_sinkhorn",

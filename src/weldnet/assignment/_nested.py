@@ -18,7 +18,7 @@ from torch import Tensor
 
 from weldnet.assignment._sinkhorn import Potentials, sinkhorn, spread
 
-__all__ = ["BlockPlans", "as_blocks", "best_inside", "block_sinkhorn", "fit_inside", "unfold"]
+__all__ = ["BlockPlans", "as_blocks", "as_matrix", "best_inside", "block_sinkhorn", "fit_inside", "unfold"]
 
 #: Up to this block size all inner permutations are tried at once, as array operations.
 _ENUMERATED = 4
@@ -28,6 +28,11 @@ def as_blocks(scores: Tensor, blocks: int) -> Tensor:
     """See scores (units, units) as (block, block, inner, inner)."""
     inner = len(scores) // blocks
     return scores.reshape(blocks, inner, blocks, inner).transpose(1, 2)
+
+
+def as_matrix(source: Tensor, dtype: torch.dtype) -> Tensor:
+    """See integer sources (..., units) as matrices of zeros and ones (..., units, units)."""
+    return torch.nn.functional.one_hot(source, source.shape[-1]).transpose(-1, -2).to(dtype)
 
 
 def unfold(outer: Tensor, inner: Tensor) -> Tensor:
@@ -44,7 +49,7 @@ def unfold(outer: Tensor, inner: Tensor) -> Tensor:
         chosen = inner[outer, torch.arange(len(outer), device=outer.device)]
         return (outer[:, None] * inner.shape[-1] + chosen).reshape(-1)
     if inner.dtype == torch.int64:
-        inner = torch.nn.functional.one_hot(inner, inner.shape[-1]).transpose(-1, -2).to(outer)
+        inner = as_matrix(inner, outer.dtype)
     whole = outer[:, :, None, None] * inner
     rows, columns = whole.shape[0] * whole.shape[2], whole.shape[1] * whole.shape[3]
     return whole.transpose(1, 2).reshape(rows, columns)
