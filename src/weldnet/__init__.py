@@ -13,10 +13,13 @@ from weldnet._version import __version__
 if TYPE_CHECKING:
     from weldnet.alignment import (
         METHODS,
+        ActivationMatching,
         Alignment,
         Diagnosis,
+        FrankWolfe,
         Gamf,
         Identity,
+        MergeMany,
         WeightMatching,
         align,
         diagnose,
@@ -31,10 +34,13 @@ if TYPE_CHECKING:
 _HOME = {
     "weldnet.alignment": (
         "METHODS",
+        "ActivationMatching",
         "Alignment",
         "Diagnosis",
+        "FrankWolfe",
         "Gamf",
         "Identity",
+        "MergeMany",
         "WeightMatching",
         "align",
         "diagnose",
@@ -50,6 +56,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "METHODS",
+    "ActivationMatching",
     "Alignment",
     "Barrier",
     "BatchNormReset",
@@ -57,9 +64,11 @@ __all__ = [
     "Check",
     "Comparison",
     "Diagnosis",
+    "FrankWolfe",
     "Fusion",
     "Gamf",
     "Identity",
+    "MergeMany",
     "Metrics",
     "Place",
     "Plane",

@@ -16,7 +16,10 @@ from weldnet.assignment import Coupling, Permutation
 from weldnet.errors import DataError
 from weldnet.structure import Place, Structure
 
-__all__ = ["Observer", "carry_channels", "run"]
+__all__ = ["Observer", "Site", "carry_channels", "run"]
+
+#: A layer's name, and ``"input"`` or ``"output"``.
+Site = tuple[str, str]
 
 
 def run(network: nn.Module, inputs: Tensor) -> object:
@@ -69,6 +72,40 @@ class Observer:
         }
         for inputs in unlabelled_batches(data, samples=samples, batch_size=batch_size):
             yield {name: _observe(network, layers[name], inputs) for name, network in self.networks.items()}
+
+    def sites(self, data: Inputs, *, samples: int, batch_size: int = 128) -> Iterator[dict[str, dict[Site, Tensor]]]:
+        """Yield, batch by batch, all that shows units: what layers give, and what linear layers and convolutions read.
+
+        As :meth:`batches`, by layer and side: ``{network: {("conv1", "output"): (rows, channels)}}``.
+        """
+        places = {name: self.places(name) for name in self.networks}
+        layers = {
+            n: [x for x in find_layers(m, self.structures[n]) if self.choose(x)] for n, m in self.networks.items()
+        }
+        for inputs in unlabelled_batches(data, samples=samples, batch_size=batch_size):
+            yield {n: _observe_sites(m, layers[n], places[n], inputs) for n, m in self.networks.items()}
+
+    def places(self, name: str) -> dict[Site, tuple[Place, ...]]:
+        """Return where the units lie among the channels of every site that shows some, for one network."""
+        layers = [x for x in find_layers(self.networks[name], self.structures[name]) if self.choose(x)]
+        found: dict[Site, tuple[Place, ...]] = {(x.name, "output"): x.places for x in layers}
+        found |= {(x.name, "input"): x.in_places for x in layers}
+        return {site: places for site, places in found.items() if places}
+
+
+def _observe_sites(
+    network: nn.Module, layers: Sequence[Layer], places: Mapping[Site, object], inputs: Tensor
+) -> dict[Site, Tensor]:
+    seen: dict[Site, list[Tensor]] = {}
+
+    def visit(layer: Layer, given: Tensor, output: Tensor) -> None:
+        for site, values in (((layer.name, "input"), given), ((layer.name, "output"), output)):
+            if site in places:
+                seen.setdefault(site, []).append(layer.rows(values.detach()))
+
+    with observed(network, layers, visit):
+        run(network, inputs)
+    return {site: rows[0] if len(rows) == 1 else torch.cat(rows) for site, rows in seen.items()}
 
 
 def _observe(network: nn.Module, layers: Sequence[Layer], inputs: Tensor) -> dict[str, Tensor]:

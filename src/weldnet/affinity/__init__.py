@@ -1,6 +1,7 @@
 """Affinity: how alike units are, from the weights around them, as matrix products."""
 
 from weldnet.affinity._kernel import Gaussian, InnerProduct, Kernel, Pool, VectorNorm
+from weldnet.affinity._moments import LIKENESSES, CrossMoments, Likeness
 from weldnet.affinity._pairs import (
     exact_gaussian_affinity,
     expansion_terms,
@@ -9,9 +10,12 @@ from weldnet.affinity._pairs import (
 )
 
 __all__ = [
+    "LIKENESSES",
+    "CrossMoments",
     "Gaussian",
     "InnerProduct",
     "Kernel",
+    "Likeness",
     "Pool",
     "VectorNorm",
     "exact_gaussian_affinity",

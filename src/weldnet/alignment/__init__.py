@@ -16,8 +16,11 @@ from weldnet.alignment._diagnose import Diagnosis, SpaceRow, carry_all, diagnose
 from weldnet.alignment._method import Alignment, AlignmentMethod, Problem
 from weldnet.alignment._registry import METHODS, describe, make_method, resolve
 from weldnet.alignment._transport import transport
+from weldnet.alignment.activation_matching import ActivationMatching
+from weldnet.alignment.frank_wolfe import FrankWolfe
 from weldnet.alignment.gamf import Gamf
 from weldnet.alignment.identity import Identity
+from weldnet.alignment.merge_many import MergeMany
 from weldnet.alignment.weight_matching import WeightMatching
 from weldnet.errors import UsageError
 from weldnet.structure import Structure
@@ -25,12 +28,15 @@ from weldnet.structure import Structure
 __all__ = [
     "AUTO",
     "METHODS",
+    "ActivationMatching",
     "Alignment",
     "AlignmentMethod",
     "Choice",
     "Diagnosis",
+    "FrankWolfe",
     "Gamf",
     "Identity",
+    "MergeMany",
     "Problem",
     "SpaceRow",
     "WeightMatching",

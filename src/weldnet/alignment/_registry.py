@@ -8,8 +8,11 @@ from typing import Any
 
 from weldnet.alignment._auto import choose_auto
 from weldnet.alignment._method import AlignmentMethod
+from weldnet.alignment.activation_matching import ActivationMatching
+from weldnet.alignment.frank_wolfe import FrankWolfe
 from weldnet.alignment.gamf import Gamf
 from weldnet.alignment.identity import Identity
+from weldnet.alignment.merge_many import MergeMany
 from weldnet.alignment.weight_matching import WeightMatching
 from weldnet.errors import UsageError
 
@@ -18,7 +21,10 @@ __all__ = ["METHODS", "describe", "make_method", "resolve"]
 METHODS: dict[str, type[AlignmentMethod]] = {
     "identity": Identity,
     "weight_matching": WeightMatching,
+    "merge_many": MergeMany,
     "gamf": Gamf,
+    "frank_wolfe": FrankWolfe,
+    "activation_matching": ActivationMatching,
 }
 
 

@@ -78,7 +78,9 @@ Data = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option("--split", help="train or test.")]
-Method = Annotated[str, typer.Option("--method", help="How to align: gamf, weight_matching, identity, or auto.")]
+Method = Annotated[
+    str, typer.Option("--method", help="How to align: gamf, weight_matching, ... or auto (docs/methods.md).")
+]
 Options = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="KEY=VALUE", help="An option of the method, such as sigma=4.", show_default=False),

@@ -33,7 +33,7 @@ __all__ = [
     "require_model",
 ]
 
-METHOD_NAMES = ("identity", "weight_matching", "gamf")
+METHOD_NAMES = ("identity", "weight_matching", "merge_many", "gamf", "frank_wolfe", "activation_matching")
 ROUTE_NAMES = ("auto", "dispatch", "export")
 REPAIR_NAMES = ("auto", "none", "data")
 WRITTEN_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")

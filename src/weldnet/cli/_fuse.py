@@ -55,7 +55,8 @@ def fuse(
     outputs: Outputs = None,
     route: RouteIfAny = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="gamf, weight_matching, identity, or auto. (default: gamf)")
+        str | None,
+        typer.Option("--method", help="gamf, weight_matching, ... or auto (docs/methods.md). (default: gamf)"),
     ] = None,
     option: Options = None,
     weights: Annotated[
