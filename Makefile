@@ -35,6 +35,8 @@ study: $(VENV)/.dev        ## hours: trains the study's networks, writes docs/re
 	$(BIN)/python studies/gamf_defaults.py --out docs/results/gamf-defaults.jsonl --table docs/results/gamf-defaults.md
 	$(BIN)/python studies/main_job.py --out docs/results/main-job.jsonl
 	$(BIN)/python studies/main_job.py --out docs/results/main-job.jsonl --table docs/results/main-job.md
+	$(BIN)/python studies/toolbox_study.py --out docs/results/toolbox.jsonl
+	$(BIN)/python studies/toolbox_study.py --out docs/results/toolbox.jsonl --table docs/results/toolbox.md
 	$(BIN)/python studies/structure_fuzz.py --networks 10000 --out docs/results/structure-fuzz.jsonl \
 		--page docs/results/structure-fuzz.md
 

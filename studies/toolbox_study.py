@@ -1,0 +1,233 @@
+"""Every method with every repair on the same trained networks: what to fuse with.
+
+Trained networks come from ``studies/train_networks.py``. For every set and every group of 2, 4 or 8 networks,
+``weldnet.compare`` aligns once with each method and repairs in every way, from 512 unlabelled training images (evenly
+spaced over the whole training set, so that with split data they come from all parents' parts). Scores are test
+accuracy: on all test images of MNIST, on 5,000 evenly spaced ones of CIFAR-10. Appends one JSON line for each
+combination and skips what is there.
+
+    python studies/toolbox_study.py --out docs/results/toolbox.jsonl
+    python studies/toolbox_study.py --out docs/results/toolbox.jsonl --table docs/results/toolbox.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import weldnet
+from weldnet import checkpoints, data, models
+from weldnet.alignment import METHODS
+
+_log = logging.getLogger("toolbox")
+
+REPAIRS = ("none", "weights", "synthetic", "data", "refit")
+SLOW = {"straight_through"}
+"""Methods that train: only for pairs."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Trained networks of one architecture, under one or more splits of the training data."""
+
+    name: str
+    dataset: str
+    model: str
+    options: dict[str, Any]
+    test: int | None = 5000
+
+    def build(self) -> nn.Module:
+        return models.build(self.model, **self.options)
+
+
+FAMILIES = (
+    Family("mnist-mlp", "mnist", "mlp", {}, None),
+    Family("cifar10-vgg11q", "cifar10", "vgg11", {"width": 0.25, "batch_norm": False, "bias": False}),
+    Family("cifar10-vgg11bnh", "cifar10", "vgg11", {"width": 0.5, "batch_norm": True}),
+    Family("cifar10-resnet20", "cifar10", "resnet20", {}),
+)
+SIZES = (2, 4, 8)
+
+
+def groups(nets: Path, family: Family) -> Iterator[tuple[str, tuple[Path, ...]]]:
+    """Yield the kind of split and the files of every group: up to five disjoint ones of each size."""
+    for size in SIZES:
+        for scheme in ("iid", "dirichlet", "skew"):
+            folder = nets / (family.name if scheme == "iid" else f"{family.name}-{scheme}{size}")
+            files = sorted(folder.glob("seed*.safetensors"), key=lambda file: int(file.stem[4:]))
+            whole = [tuple(files[i : i + size]) for i in range(0, len(files) - size + 1, size)]
+            for group in whole[:5]:
+                yield scheme, group
+
+
+def run(nets: Path, out: Path, families: list[str]) -> None:
+    """Compare on every group that is not in the records yet."""
+    lines = out.read_text().splitlines() if out.exists() else []
+    done = {(r["family"], r["scheme"], r["networks"], r["method"], r["repair"]) for r in map(json.loads, lines)}
+    for family in FAMILIES:
+        if families and family.name not in families:
+            continue
+        test = data.load(family.dataset, split="test", limit=family.test)
+        unlabelled = data.load(family.dataset, split="train", limit=512).images
+        for scheme, files in groups(nets, family):
+            names = ",".join(file.stem for file in files)
+            methods = [m for m in METHODS if len(files) == 2 or m not in SLOW]
+            methods = [m for m in methods if any((family.name, scheme, names, m, r) not in done for r in REPAIRS)]
+            if not methods:
+                continue
+            _log.info("%s %s %s: %s", family.name, scheme, names, ", ".join(methods))
+            networks = {file.stem: _load(family, file) for file in files}
+            start = time.process_time()
+            found = weldnet.compare(
+                networks,
+                test.images[:1],
+                methods=methods,
+                repairs=REPAIRS,
+                evaluate_on=test,
+                data=unlabelled,
+                points=0,
+                progress=False,
+            )
+            _log.info("%.0f CPU s", time.process_time() - start)
+            shared = {"family": family.name, "scheme": scheme, "size": len(files), "networks": names, **_where()}
+            _append(out, shared, found)
+
+
+def _append(out: Path, shared: dict[str, Any], found: Any) -> None:
+    report = found.to_dict()
+    references = report["references"]
+    parents = [r["scores"]["accuracy"] for r in references if r["role"] == "parent"]
+    ensemble = next(r["scores"]["accuracy"] for r in references if r["role"] == "ensemble")
+    with out.open("a") as file:
+        for row in report["rows"]:
+            file.write(json.dumps({**shared, "parents": parents, "ensemble": ensemble, **row}, default=str) + "\n")
+
+
+def _load(family: Family, file: Path) -> nn.Module:
+    model = family.build().eval()
+    checkpoints.load_into(model, checkpoints.load(file), file.stem)
+    return model
+
+
+def _where() -> dict[str, Any]:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    return {
+        "commit": commit.stdout.strip(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": machine,
+    }
+
+
+def table(out: Path, target: Path) -> None:
+    """Write means over groups as Markdown, one table for each set, split and number of networks."""
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    cells: dict[tuple[str, str, int], dict[tuple[str, str], list[dict[str, Any]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for record in records:
+        key = (record["family"], record["scheme"], record["size"])
+        cells[key][record["method"].split()[0], record["repair"]].append(record)
+    commits = ", ".join(sorted({record["commit"] for record in records}))
+    lines = [
+        "# Every method with every repair",
+        "",
+        "Measured by us: `python studies/toolbox_study.py` (its docstring says how; the networks are those of",
+        "`studies/train_networks.py`). Test accuracy in %, mean (standard deviation) over groups of networks; one-shot,",
+        "nothing is fine-tuned. Repairs `data` and `refit`, and `activation_matching`, see 512 unlabelled training",
+        "images; the others see none.",
+        f"CIFAR-10 is a JPEG copy, scored on 5,000 test images. Records: `{out.name}`; commits {commits},",
+        f"PyTorch {records[0]['torch']}, {records[0]['machine']}.",
+    ]
+    for (family, scheme, size), by_cell in sorted(cells.items(), key=lambda item: _order(item[0])):
+        any_cell = max(by_cell.values(), key=len)
+        parents = [100 * p for r in any_cell for p in r["parents"]]
+        ensemble = [100 * r["ensemble"] for r in any_cell]
+        lines += [
+            "",
+            f"## {family}, {scheme}, {size} networks ({len(any_cell)} groups)",
+            "",
+            f"Parents {spread(parents)}, ensemble {spread(ensemble)}.",
+            "",
+            "| method | " + " | ".join(REPAIRS) + " | CPU s to align |",
+            "|---|" + "---|" * (len(REPAIRS) + 1),
+        ]
+        best = max((_mean(rows) for rows in by_cell.values()), default=0.0)
+        for method in METHODS:
+            rows = {repair: by_cell.get((method, repair), []) for repair in REPAIRS}
+            if not any(rows.values()):
+                continue
+            shown = [_cell(rows[repair], best) for repair in REPAIRS]
+            label = "identity (naive)" if method == "identity" else method
+            lines.append(f"| {label} | " + " | ".join(shown) + f" | {_seconds(rows['none'])} |")
+    target.write_text("\n".join(lines) + "\n")
+
+
+def _order(key: tuple[str, str, int]) -> tuple[int, int, str]:
+    family, scheme, size = key
+    return [f.name for f in FAMILIES].index(family), size, {"iid": "0"}.get(scheme, scheme)
+
+
+def _scores(rows: list[dict[str, Any]]) -> list[float]:
+    return [100 * r["scores"]["accuracy"] for r in rows if r.get("scores")]
+
+
+def _mean(rows: list[dict[str, Any]]) -> float:
+    scores = _scores(rows)
+    return statistics.mean(scores) if scores else 0.0
+
+
+def _cell(rows: list[dict[str, Any]], best: float) -> str:
+    scores = _scores(rows)
+    if not scores:
+        return "-"
+    shown = spread(scores)
+    return f"**{shown}**" if statistics.mean(scores) >= best - 1e-9 else shown
+
+
+def _seconds(rows: list[dict[str, Any]]) -> str:
+    seconds = [r["seconds"] for r in rows if r.get("seconds") is not None]
+    return f"{statistics.mean(seconds):.1f}" if seconds else ""
+
+
+def spread(values: list[float]) -> str:
+    """Mean and, of two or more, the standard deviation."""
+    return f"{statistics.mean(values):.2f}" + (f" ({statistics.stdev(values):.2f})" if len(values) > 1 else "")
+
+
+def main() -> None:
+    """Run the study, or write its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", help="default: all")
+    parser.add_argument("--nets", type=Path, default=Path("runs/nets"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(args.threads)
+    if args.table:
+        table(args.out, args.table)
+    else:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        run(args.nets, args.out, args.families)
+
+
+if __name__ == "__main__":
+    main()
