@@ -123,7 +123,8 @@ def test_an_unexpected_error_is_one_line_with_its_type(cli, pair, monkeypatch):
 
 
 def test_fuse_writes_what_the_library_gives(cli, pair):
-    code, out, err = cli("fuse", *pair, "-o", "fused.safetensors", *BASE, "--data", "digits", "--seed", 3)
+    arguments = ("--data", "digits", "--seed", 3, "--repair", "none")
+    code, out, err = cli("fuse", *pair, "-o", "fused.safetensors", *BASE, *arguments)
     assert code == 0, err
     assert "fused" in out
     assert "naive" in out
@@ -225,9 +226,10 @@ def test_repair_uses_unlabelled_training_images(cli, tmp_path, monkeypatch):
     for seed, name in enumerate("ab"):
         checkpoints.save(build_model("net.py:make", seed=seed).state_dict(), f"{name}.pt")
     arguments = ("fuse", "a.pt", "b.pt", "-o", "f.pt", "--model", "net:make", "--input", "2,1,8,8", "--json")
-    code, out, err = cli(*arguments, "--data", "digits", "--samples", 64)
-    assert code == 0, err
-    assert "64 unlabelled inputs" in json.loads(out)["repair"]
+    for repair, says in (("data", "64 unlabelled inputs"), ("refit", "64 unlabelled inputs"), ("auto", "16 held-back")):
+        code, out, err = cli(*arguments, "--data", "digits", "--samples", 64, "--repair", repair)
+        assert code == 0, err
+        assert says in json.loads(out)["repair"]
 
 
 # -- config ------------------------------------------------------------------------------------------

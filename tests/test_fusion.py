@@ -27,7 +27,7 @@ from weldnet.errors import (
     StructureError,
     UsageError,
 )
-from weldnet.fusion import Averaged, BatchNormReset, NoRepair, average, fuse, make_repair, normalise_weights
+from weldnet.fusion import Averaged, BatchNormReset, average, fuse, make_repair, normalise_weights
 from weldnet.fusion import _steps as steps_module
 from weldnet.structure import capture, random_renumbering, renumber
 
@@ -236,16 +236,8 @@ def test_repairs_that_make_no_sense_are_refused():
     for options in ({"samples": 1}, {"batch_size": 1}, {"samples": -5}):
         with pytest.raises(UsageError, match="at least 2"):
             BatchNormReset(**options)
-    with pytest.raises(UsageError, match="unknown repair 'magic'; weldnet has auto, none, data"):
-        make_repair("magic", with_norms(), None)
-
-
-def test_auto_repairs_where_it_can():
-    assert make_repair("auto", with_norms(), pictures()) == BatchNormReset()
-    assert make_repair("auto", with_norms(), None) == NoRepair()
-    assert make_repair("auto", nn.Linear(2, 2), pictures()) == NoRepair()
-    assert make_repair("none", with_norms(), pictures()) == NoRepair()
-    assert make_repair(chosen := BatchNormReset(samples=9), with_norms(), None) is chosen
+    with pytest.raises(UsageError, match="unknown repair 'magic'; weldnet has auto, none, data, refit"):
+        make_repair("magic", with_norms())
 
 
 # -- fuse: networks whose right answer is known ------------------------------------------------------
@@ -515,7 +507,7 @@ def test_statistics_are_reset_when_there_is_data():
     for parameter in b.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     plain = fuse([a, b], pictures(2), progress=False)
-    repaired = fuse([a, b], pictures(2), data=pictures(), progress=False)
+    repaired = fuse([a, b], pictures(2), data=pictures(), repair="data", progress=False)
     assert plain.report.repair == "none: BatchNorm statistics are the parents' average"
     assert repaired.report.repair == "data: BatchNorm statistics re-estimated on 40 unlabelled inputs"
     mean, variance = direct_statistics(plain.model, [pictures()])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from weldnet.checkpoints import load
     from weldnet.errors import CaptureError, StructureError, WeldnetError
     from weldnet.evaluation import Barrier, Metrics, Plane, barrier, evaluate, plane
-    from weldnet.fusion import BatchNormReset, Comparison, Fusion, Report, average, compare, fuse
+    from weldnet.fusion import BatchNormReset, Comparison, Fusion, Refit, Report, Rescale, average, compare, fuse
     from weldnet.structure import Check, Place, Power, Space, Structure, capture, check, power
 
 _HOME = {
@@ -49,7 +49,17 @@ _HOME = {
     "weldnet.checkpoints": ("load",),
     "weldnet.errors": ("CaptureError", "StructureError", "WeldnetError"),
     "weldnet.evaluation": ("Barrier", "Metrics", "Plane", "barrier", "evaluate", "plane"),
-    "weldnet.fusion": ("BatchNormReset", "Comparison", "Fusion", "Report", "average", "compare", "fuse"),
+    "weldnet.fusion": (
+        "BatchNormReset",
+        "Comparison",
+        "Fusion",
+        "Refit",
+        "Report",
+        "Rescale",
+        "average",
+        "compare",
+        "fuse",
+    ),
     "weldnet.structure": ("Check", "Place", "Power", "Space", "Structure", "capture", "check", "power"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -73,7 +83,9 @@ __all__ = [
     "Place",
     "Plane",
     "Power",
+    "Refit",
     "Report",
+    "Rescale",
     "Space",
     "Structure",
     "StructureError",

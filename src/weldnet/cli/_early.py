@@ -14,6 +14,7 @@ from weldnet.errors import CheckpointError, UsageError
 
 __all__ = [
     "DATA_NAMES",
+    "DATA_REPAIRS",
     "METHOD_NAMES",
     "REPAIR_NAMES",
     "REPORT_SUFFIXES",
@@ -35,7 +36,9 @@ __all__ = [
 
 METHOD_NAMES = ("identity", "weight_matching", "merge_many", "gamf", "frank_wolfe", "activation_matching")
 ROUTE_NAMES = ("auto", "dispatch", "export")
-REPAIR_NAMES = ("auto", "none", "data")
+REPAIR_NAMES = ("auto", "none", "data", "refit")
+#: Those that cannot do without unlabelled inputs.
+DATA_REPAIRS = ("data", "refit")
 WRITTEN_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 REPORT_SUFFIXES = (".html", ".json", ".md")
 DATA_NAMES = ("digits", "mnist", "cifar10", "cifar100", "tiny-imagenet")

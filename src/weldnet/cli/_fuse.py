@@ -63,7 +63,7 @@ def fuse(
         str | None,
         typer.Option("--weights", metavar=".5,.5", help="Shares in the average; must sum to 1. (default: equal)"),
     ] = None,
-    repair: Annotated[str | None, typer.Option("--repair", help="auto, none or data. (default: auto)")] = None,
+    repair: Annotated[str | None, typer.Option("--repair", help="auto, none, data or refit. (default: auto)")] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -217,6 +217,7 @@ def _save_alignment(result: Fusion, temporary: Path, path: Path) -> None:
 def _check_settings(settings: FuseConfig) -> None:
     """Refuse what cannot be meant, before anything is read."""
     from weldnet.cli._early import (
+        DATA_REPAIRS,
         REPAIR_NAMES,
         check_data,
         check_method,
@@ -240,8 +241,8 @@ def _check_settings(settings: FuseConfig) -> None:
     if settings.repair not in REPAIR_NAMES:
         hint = close(settings.repair, REPAIR_NAMES)
         raise UsageError(f"unknown repair {settings.repair!r}{hint}; weldnet has {', '.join(REPAIR_NAMES)}")
-    if settings.repair == "data" and settings.data is None:
-        raise UsageError("--repair data needs unlabelled images; give --data, or --repair none")
+    if settings.repair in DATA_REPAIRS and settings.data is None:
+        raise UsageError(f"--repair {settings.repair} needs unlabelled images; give --data, or --repair none")
     if settings.weights is not None:
         weights = settings.weights.values() if isinstance(settings.weights, dict) else settings.weights
         check_weights(list(weights), len(settings.networks))

@@ -1,5 +1,6 @@
 """Fusion: align, transport, average, repair; one call and an honest report."""
 
+from weldnet.fusion._auto import Auto
 from weldnet.fusion._average import average, normalise_weights
 from weldnet.fusion._averaged import Averaged, Repaired
 from weldnet.fusion._batch_norm import BatchNormReset
@@ -7,11 +8,15 @@ from weldnet.fusion._compare import compare
 from weldnet.fusion._comparison import Combination, Comparison, Reference
 from weldnet.fusion._fuse import fuse
 from weldnet.fusion._fusion import Fusion
-from weldnet.fusion._repair import REPAIRS, NoRepair, Repair, make_repair
+from weldnet.fusion._protocol import NoRepair, Repair
+from weldnet.fusion._refit import Refit
+from weldnet.fusion._repair import REPAIRS, make_repair
 from weldnet.fusion._report import Report, Row, score_text
+from weldnet.fusion._rescale import Rescale
 
 __all__ = [
     "REPAIRS",
+    "Auto",
     "Averaged",
     "BatchNormReset",
     "Combination",
@@ -19,9 +24,11 @@ __all__ = [
     "Fusion",
     "NoRepair",
     "Reference",
+    "Refit",
     "Repair",
     "Repaired",
     "Report",
+    "Rescale",
     "Row",
     "average",
     "compare",

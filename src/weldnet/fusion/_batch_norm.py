@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from weldnet.activations import Inputs, unlabelled_batches
 from weldnet.errors import DataError, UsageError
 from weldnet.fusion._averaged import Averaged, Repaired
+from weldnet.fusion._samples import refuse_labels
 
 __all__ = ["BatchNormReset", "has_statistics"]
 
@@ -51,6 +52,7 @@ class BatchNormReset:
         if data is None:
             raise DataError("repair 'data' needs unlabelled inputs; give data=, or repair='none'")
         model = averaged.model
+        example = averaged.example_input
         if not has_statistics(model):
             raise UsageError(f"{type(model).__name__} has no BatchNorm statistics to re-estimate; give repair='none'")
         model = copy.deepcopy(model)
@@ -59,6 +61,7 @@ class BatchNormReset:
         seen = 0
         with torch.no_grad(), _collecting(model):
             for inputs in self._whole_batches(data):
+                refuse_labels(example, inputs)
                 inputs = inputs.to(home, dtype if inputs.is_floating_point() else inputs.dtype, copy=True)
                 try:
                     model(inputs)

@@ -172,7 +172,7 @@ class _Bench:
         try:
             with _measured(seen) as effort:
                 averaged = average_parents(self.prepared, aligned)
-                repaired = make_repair(repair, averaged.model, seen)(averaged, seen)
+                repaired = make_repair(repair, averaged.model)(averaged, seen)
             scores = self.score(repaired.model)
         except Exception as error:
             return Combination(method=name, repair=label, error=_reason(error))

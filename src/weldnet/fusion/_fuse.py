@@ -18,7 +18,7 @@ from weldnet.errors import UsageError
 from weldnet.evaluation import Labelled
 from weldnet.fusion._fusion import Fusion
 from weldnet.fusion._judging import Judge, make_judge, notes, scored
-from weldnet.fusion._repair import NoRepair, Repair, make_repair
+from weldnet.fusion._repair import Repair, make_repair
 from weldnet.fusion._report import Report, Row
 from weldnet.fusion._steps import Clock, align_parents, average_parents, naive_average, prepare
 
@@ -56,8 +56,8 @@ def fuse(
         method: ``"gamf"``, ``"weight_matching"``, ``"identity"``, or a method object such as ``Gamf(sigma=4.0)``;
             ``"auto"`` is what :data:`weldnet.alignment.AUTO` says, and the report names it.
         weights: shares of the networks in the average, summing to 1; a sequence or by name; equal if None.
-        repair: ``"auto"`` (re-estimate BatchNorm statistics if there are any and ``data`` is given), ``"none"``,
-            ``"data"``, or a repair object.
+        repair: ``"auto"`` (the best of the others, judged on held-back inputs, if ``data`` is given), ``"none"``,
+            ``"data"`` (activation statistics), ``"refit"`` (least squares), or a repair object such as ``Refit()``.
         data: optional unlabelled inputs for the repair: a tensor, a Dataset, a DataLoader or an iterable of batches;
             labels in it are ignored.
         evaluate_on: what fills the report's scores, and nothing else: (inputs, labels), a labelled Dataset or
@@ -104,7 +104,7 @@ def fuse(
     with clock.step("average"):
         averaged = average_parents(prepared, aligned)
     with clock.step("repair"):
-        mend = make_repair(repair, averaged.model, data)
+        mend = make_repair(repair, averaged.model)
         repaired = mend(averaged, data)
     parents, structure, alignment = prepared.parents, prepared.structure, aligned.alignment
     diagnosis = diagnose_states(alignment, parents.states, structure, aligned.states)
@@ -131,7 +131,7 @@ def fuse(
         seconds=clock.seconds,
         repair_numbers=repaired.numbers,
         diagnosis=diagnosis,
-        notes=tuple(notes(rows, structure, alignment, isinstance(mend, NoRepair), repaired.model, data)),
+        notes=tuple(notes(rows, structure, alignment, repaired.model is averaged.model, repaired.model, data)),
     )
     config = {
         "method": repr(chosen),

@@ -92,7 +92,7 @@ def notes(
             "until a few hundred unlabelled inputs restore them (data= or --data)."
         )
     elif unrepaired and data is not None:
-        yield "the unlabelled data was not used: there are no BatchNorm statistics to restore, or repair is 'none'."
+        yield "the fused network was left as averaged, although there is unlabelled data; see repair."
     accuracy = {row.role: row.scores["accuracy"] for row in rows if "accuracy" in row.scores}
     if not any(row.scores for row in rows):
         yield "not measured: the check is about renumbering, not quality; give labelled data (evaluate_on= or --data)."
