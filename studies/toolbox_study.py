@@ -149,7 +149,7 @@ def table(out: Path, target: Path) -> None:
         "# Every method with every repair",
         "",
         "Measured by us: `python studies/toolbox_study.py` (its docstring says how; the networks are those of",
-        "`studies/train_networks.py`). Test accuracy in %, mean (standard deviation) over groups of networks; one-shot,",
+        "`studies/train_networks.py`). Test accuracy in %, mean (deviation) over groups of networks; one-shot,",
         "nothing is fine-tuned. Repairs `data` and `refit`, and `activation_matching`, see 512 unlabelled training",
         "images; the others see none.",
         f"CIFAR-10 is a JPEG copy, scored on 5,000 test images. Records: `{out.name}`; commits {commits},",
