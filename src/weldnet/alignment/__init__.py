@@ -21,6 +21,7 @@ from weldnet.alignment.frank_wolfe import FrankWolfe
 from weldnet.alignment.gamf import Gamf
 from weldnet.alignment.identity import Identity
 from weldnet.alignment.merge_many import MergeMany
+from weldnet.alignment.optimal_transport import OptimalTransport
 from weldnet.alignment.weight_matching import WeightMatching
 from weldnet.errors import UsageError
 from weldnet.structure import Structure
@@ -37,6 +38,7 @@ __all__ = [
     "Gamf",
     "Identity",
     "MergeMany",
+    "OptimalTransport",
     "Problem",
     "SpaceRow",
     "WeightMatching",

@@ -19,9 +19,9 @@ from weldnet.activations import Inputs, Layer, Observer
 from weldnet.assignment import Coupling, NestedPlan, Permutation, Plan
 from weldnet.checkpoints import atomic_path, validate_finite
 from weldnet.errors import AlignmentError, CheckpointError, UsageError, WidthError
-from weldnet.structure import Structure
+from weldnet.structure import Structure, require_correspondence
 
-__all__ = ["Alignment", "AlignmentMethod", "Problem"]
+__all__ = ["Alignment", "AlignmentMethod", "Problem", "require_width"]
 
 State = Mapping[str, Tensor]
 
@@ -91,9 +91,9 @@ class Problem:
 class Alignment:
     """Who went where: one coupling per space, per network.
 
-    ``alignment["b"]["features.0"]`` is the coupling of network b in that space: a :class:`Permutation`, as all methods
-    of weldnet give it, or a soft :class:`Plan`, :class:`NestedPlan` in nested spaces. The universe is in the order of
-    the first network, whose couplings are identities.
+    ``alignment["b"]["features.0"]`` is the coupling of network b in that space: a :class:`Permutation`, or a soft
+    :class:`Plan` (:class:`NestedPlan` in nested spaces). The universe is in the order of the first network, whose
+    couplings are identities, except where a method brings all networks to a soft barycentre.
 
     Args:
         couplings: by network and space.
@@ -121,6 +121,11 @@ class Alignment:
 
     def __repr__(self) -> str:
         return f"<Alignment {self}>"
+
+    @property
+    def soft(self) -> dict[str, int]:
+        """How many spaces of each network have a soft coupling, which changes the network's function."""
+        return {n: sum(not isinstance(c, Permutation) for c in found.values()) for n, found in self.couplings.items()}
 
     @property
     def moved(self) -> dict[str, float]:
@@ -234,6 +239,25 @@ class AlignmentMethod(Protocol):
         ...
 
 
+def require_width(method: AlignmentMethod, problem: Problem) -> None:
+    """Refuse networks of unequal widths for a method that needs equal ones.
+
+    Raises:
+        WidthError: naming the space, both widths, and a method that can.
+        AlignmentError: the structures do not correspond.
+    """
+    first = problem.structure_of(problem.names[0])
+    for name in problem.names[1:]:
+        other = problem.structure_of(name)
+        require_correspondence(first, other, (problem.names[0], name))
+        for one, two in zip(first.spaces, other.spaces, strict=True):
+            if one.size != two.size and not method.any_width:
+                raise WidthError(
+                    f"space {one.name!r} has {one.size} units in {problem.names[0]!r} and {two.size} in {name!r}; "
+                    f"{method.name} needs equal widths: take optimal_transport, or train networks of one width"
+                )
+
+
 def _check_shapes(structure: Structure, name: str, state: State) -> None:
     for tensor, shape in structure.shapes.items():
         if tensor not in state:
@@ -248,6 +272,7 @@ def _check_shapes(structure: Structure, name: str, state: State) -> None:
             if place.view is None and len(got) == len(shape) and got[axis] != shape[axis]:
                 raise WidthError(
                     f"space {place.space!r}: {tensor} has {shape[axis]} positions on axis {axis} in the structure, "
-                    f"{got[axis]} in {name!r}; train or load networks of equal widths"
+                    f"{got[axis]} in {name!r}; train or load networks of equal widths, or give each its structure and "
+                    "a method such as optimal_transport"
                 )
         raise AlignmentError(f"network {name!r}: {tensor} has shape {got}, the structure {shape}")

@@ -13,6 +13,7 @@ from weldnet.alignment.frank_wolfe import FrankWolfe
 from weldnet.alignment.gamf import Gamf
 from weldnet.alignment.identity import Identity
 from weldnet.alignment.merge_many import MergeMany
+from weldnet.alignment.optimal_transport import OptimalTransport
 from weldnet.alignment.weight_matching import WeightMatching
 from weldnet.errors import UsageError
 
@@ -25,6 +26,7 @@ METHODS: dict[str, type[AlignmentMethod]] = {
     "gamf": Gamf,
     "frank_wolfe": FrankWolfe,
     "activation_matching": ActivationMatching,
+    "optimal_transport": OptimalTransport,
 }
 
 

@@ -8,32 +8,37 @@ import torch
 from torch import Tensor
 
 from weldnet.assignment import Coupling, NestedPlan, Permutation, Plan
-from weldnet.errors import AlignmentError
-from weldnet.structure import Maps, Space, Structure, carried, renumber
+from weldnet.errors import AlignmentError, WidthError
+from weldnet.structure import Maps, Shares, Space, Structure, blend, carried, renumber, require_correspondence
 
 __all__ = ["transport"]
 
 
 def transport(
-    state: Mapping[str, Tensor], structure: Structure, couplings: Mapping[str, Coupling]
+    state: Mapping[str, Tensor],
+    structure: Structure,
+    couplings: Mapping[str, Coupling],
+    target: Structure | None = None,
 ) -> dict[str, Tensor]:
     """Carry a network's tensors to the universe: every unit to the number that its coupling gives it.
 
     Along permutations the function of the network does not change, and tensors of any type go bit for bit. Along soft
-    couplings every universe unit is a weighted mean of units, so that the function does change; this is for comparing
-    networks, not for fusing them.
+    couplings every universe unit is a weighted mean of units, and what is read from a unit is split over the universe
+    units that it goes to. The function then changes, unless the units that are brought together are equal.
 
     Args:
         state: tensors by name; not changed.
         structure: where the units lie.
         couplings: one for each space, such as ``alignment["b"]``; spaces left out stay.
+        target: the universe's structure, where its widths are other ones.
 
     Returns:
-        A new dict with the same keys, shapes, dtypes and devices.
+        A new dict with the same keys, dtypes and devices, and the universe's shapes.
 
     Raises:
         AlignmentError: the state lacks a tensor of the structure; a coupling names an unknown space, has another size
             than its space, or breaks up blocks; or a soft coupling meets a tensor of integers.
+        WidthError: the target differs in more than the sizes of spaces without blocks, or from the couplings.
     """
     unknown = [name for name in couplings if name not in {s.name for s in structure.spaces}]
     if unknown:
@@ -44,25 +49,23 @@ def transport(
             f"the state has no tensor {missing[0]!r}, which the structure lists; give the state dict of the model that "
             "the structure was captured from"
         )
+    if target is not None:
+        require_correspondence(structure, target, ("the network", "the universe"))
     for space in structure.spaces:
         if space.name in couplings:
             _check_size(space, couplings[space.name])
+        _check_width(space, couplings.get(space.name), (target or structure).space(space.name).size)
         if space.parent is not None and (space.name in couplings or space.parent in couplings):
             _check_blocks(space, couplings)
     hard = {name: c.source for name, c in couplings.items() if isinstance(c, Permutation)}
     if len(hard) == len(couplings):
         return renumber(state, structure, hard)
-    return _transport_softly(state, structure, couplings)
+    return _transport_softly(state, structure, couplings, target or structure)
 
 
 def _check_size(space: Space, coupling: Coupling) -> None:
     if len(coupling) != space.size:
         raise AlignmentError(f"space {space.name!r} has {space.size} units, its coupling {len(coupling)}")
-    if isinstance(coupling, Plan) and not coupling.balanced:
-        raise AlignmentError(
-            f"space {space.name!r}: its plan is {coupling.values.shape[0]} x {coupling.values.shape[1]} with marginals "
-            "that are not all 1; a state dict goes only along square plans whose rows and columns sum to 1"
-        )
     if isinstance(coupling, NestedPlan) and (space.parent is None or coupling.block != space.block):
         nested = "is not nested" if space.parent is None else f"is nested in blocks of {space.block}"
         raise AlignmentError(
@@ -70,6 +73,16 @@ def _check_size(space: Space, coupling: Coupling) -> None:
         )
     if isinstance(coupling, Plan) and space.parent is not None:
         raise AlignmentError(f"space {space.name!r} is nested in {space.parent!r}; give a NestedPlan, not a Plan")
+
+
+def _check_width(space: Space, coupling: Coupling | None, width: int) -> None:
+    units = coupling.values.shape[1] if isinstance(coupling, Plan) else space.size
+    if units != width:
+        what = "it has no coupling" if coupling is None else f"its coupling brings it to {units}"
+        raise WidthError(
+            f"space {space.name!r} has {space.size} units in the network and {width} in the universe, and {what}; give "
+            "target= the structure that the coupling was made for"
+        )
 
 
 def _check_blocks(space: Space, couplings: Mapping[str, Coupling]) -> None:
@@ -89,15 +102,18 @@ def _check_blocks(space: Space, couplings: Mapping[str, Coupling]) -> None:
 
 
 def _transport_softly(
-    state: Mapping[str, Tensor], structure: Structure, couplings: Mapping[str, Coupling]
+    state: Mapping[str, Tensor], structure: Structure, couplings: Mapping[str, Coupling], target: Structure
 ) -> dict[str, Tensor]:
+    """Carry along permutations and plans that keep every unit's weight as stacks, along other plans axis by axis."""
     moved: dict[str, Tensor] = {}
     known: dict[tuple[torch.device, torch.dtype], Maps] = {}
+    shares = {s: Shares(c.means, c.splits) for s, c in couplings.items() if isinstance(c, Plan) and not c.balanced}
+    steady = {s: c for s, c in couplings.items() if s not in shares}
     for name, tensor in state.items():
-        places = structure.places_in(name)
-        soft = [p.space for p in places if not isinstance(couplings.get(p.space), Permutation | None)]
+        spaces = [place.space for place in structure.places_in(name)]
+        soft = [s for s in spaces if not isinstance(couplings.get(s), Permutation | None)]
         if not soft:
-            hard = {p.space: c.source for p in places if isinstance(c := couplings.get(p.space), Permutation)}
+            hard = {s: c.source for s in spaces if isinstance(c := couplings.get(s), Permutation)}
             moved |= renumber({name: tensor}, structure, hard)
             continue
         if not (tensor.is_floating_point() or tensor.is_complex()):
@@ -108,8 +124,9 @@ def _transport_softly(
         # Half precision would lose the shares of small weights.
         precise = torch.promote_types(tensor.dtype, torch.float32)
         key = (tensor.device, precise)
-        maps = known.get(key) or known.setdefault(key, _maps(structure, couplings, *key))
-        moved[name] = carried(tensor[None].to(precise), structure, name, maps)[0].to(tensor.dtype)
+        maps = known.get(key) or known.setdefault(key, _maps(structure, steady, *key))
+        carried_there = carried(tensor[None].to(precise), structure, name, maps)[0]
+        moved[name] = blend(carried_there, structure, name, target, shares).to(tensor.dtype)
     for alias, name in structure.aliases.items():
         if alias in moved and name in moved:
             moved[alias] = moved[name]

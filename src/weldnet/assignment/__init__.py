@@ -4,6 +4,7 @@ from weldnet.assignment._coupling import Coupling, NestedPlan, Permutation, Plan
 from weldnet.assignment._linear import best_permutation
 from weldnet.assignment._nested import BlockPlans, as_blocks, as_matrix, best_inside, block_sinkhorn, fit_inside, unfold
 from weldnet.assignment._sinkhorn import Potentials, sinkhorn, standardise
+from weldnet.assignment._transport import entropic_plan, exact_plan
 
 __all__ = [
     "BlockPlans",
@@ -17,6 +18,8 @@ __all__ = [
     "best_inside",
     "best_permutation",
     "block_sinkhorn",
+    "entropic_plan",
+    "exact_plan",
     "fit_inside",
     "sinkhorn",
     "standardise",

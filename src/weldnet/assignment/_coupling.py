@@ -155,6 +155,16 @@ class Plan:
         )
 
     @property
+    def means(self) -> Tensor:
+        """Each universe unit as a mean of units: the values with every column divided by its sum (0 if that is 0)."""
+        return self.values / self.values.sum(0).clamp_min(torch.finfo(self.values.dtype).tiny)
+
+    @property
+    def splits(self) -> Tensor:
+        """Each unit spread over the universe: the values with every row divided by its sum (0 if that is 0)."""
+        return self.values / self.values.sum(1, keepdim=True).clamp_min(torch.finfo(self.values.dtype).tiny)
+
+    @property
     def moved(self) -> float:
         """The share of the mass that changes its number."""
         return _off_diagonal(self.values)

@@ -13,6 +13,7 @@ from weldnet.structure._same import same_group
 from weldnet.structure._spec import Frozen, Layout, Place, Space, Structure
 from weldnet.structure._svg import draw_svg
 from weldnet.structure._tree import tree
+from weldnet.structure._widths import Shares, blend, require_correspondence
 
 __all__ = [
     "ROUTES",
@@ -23,9 +24,11 @@ __all__ = [
     "Place",
     "Power",
     "Referee",
+    "Shares",
     "Space",
     "Structure",
     "axes_in_view",
+    "blend",
     "block_space",
     "capture",
     "carried",
@@ -39,6 +42,7 @@ __all__ = [
     "power",
     "random_renumbering",
     "renumber",
+    "require_correspondence",
     "same_group",
     "tree",
     "unit_rows",
