@@ -13,9 +13,9 @@ from weldnet._modules import bare
 from weldnet.activations import Inputs
 from weldnet.alignment._auto import AUTO, Choice, choose_auto
 from weldnet.alignment._diagnose import Diagnosis, SpaceRow, carry_all, diagnose_states
-from weldnet.alignment._method import Alignment, AlignmentMethod, Problem
+from weldnet.alignment._method import Alignment, AlignmentMethod, Problem, require_width
 from weldnet.alignment._registry import METHODS, describe, make_method, resolve
-from weldnet.alignment._transport import transport
+from weldnet.alignment._transport import transport, truncation
 from weldnet.alignment.activation_matching import ActivationMatching
 from weldnet.alignment.frank_wolfe import FrankWolfe
 from weldnet.alignment.gamf import Gamf
@@ -49,8 +49,10 @@ __all__ = [
     "diagnose_states",
     "make_method",
     "named_states",
+    "require_width",
     "resolve",
     "transport",
+    "truncation",
 ]
 
 Network = nn.Module | Mapping[str, Tensor]
@@ -63,6 +65,7 @@ def align(
     *,
     method: str | AlignmentMethod = "gamf",
     data: Inputs | None = None,
+    structures: Mapping[str, Structure] | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     **options: Any,
@@ -75,18 +78,19 @@ def align(
         method: a name from :data:`METHODS`, ``"auto"``, or a method object such as ``Gamf(sigma=4.0)``.
         data: unlabelled inputs, for methods that look at activations: a tensor, a Dataset, a DataLoader or an iterable
             of batches; labels in it are ignored.
+        structures: of networks whose widths are not those of ``structure``, by name; for methods that take them.
         seed: of everything random in the method.
         device: where to compute; the networks' own device if None.
         options: of the method, if it is given by name.
 
     Returns:
-        One permutation for each network and space; the first network's are identities.
+        One coupling for each network and space; the first network's are identities.
 
     Raises:
         UsageError: an unknown method or option, names that cannot be told apart, or a method that looks at activations
             without data or modules.
         AlignmentError: fewer than two networks, or tensors that do not fit the structure.
-        WidthError: unequal widths.
+        WidthError: unequal widths, and a method that needs equal ones.
 
     Example:
         >>> import torch, weldnet
@@ -107,7 +111,9 @@ def align(
         device=find_device(device),
         networks=modules if len(modules) == len(states) else None,
         data=data,
+        structures=structures or {},
     )
+    require_width(chosen, problem)
     with torch.no_grad():
         return chosen(problem)
 

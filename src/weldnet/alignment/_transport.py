@@ -11,7 +11,7 @@ from weldnet.assignment import Coupling, NestedPlan, Permutation, Plan
 from weldnet.errors import AlignmentError, WidthError
 from weldnet.structure import Maps, Shares, Space, Structure, blend, carried, renumber, require_correspondence
 
-__all__ = ["transport"]
+__all__ = ["transport", "truncation"]
 
 
 def transport(
@@ -61,6 +61,23 @@ def transport(
     if len(hard) == len(couplings):
         return renumber(state, structure, hard)
     return _transport_softly(state, structure, couplings, target or structure)
+
+
+def truncation(structure: Structure, target: Structure) -> dict[str, Coupling]:
+    """Return what cutting off does: units keep their numbers; those behind the universe's last one are dropped.
+
+    Args:
+        structure: of the network.
+        target: of the universe. Where that is wider, its last units get nothing: zeros.
+    """
+    found: dict[str, Coupling] = {}
+    for space, end in zip(structure.spaces, target.spaces, strict=True):
+        if space.size == end.size:
+            found[space.name] = Permutation.identity(space.size)
+        else:
+            values = torch.eye(space.size, end.size, dtype=torch.float64)
+            found[space.name] = Plan(values, values.sum(1), values.sum(0))
+    return found
 
 
 def _check_size(space: Space, coupling: Coupling) -> None:

@@ -38,7 +38,8 @@ class OptimalTransport:
     reads is split over the units that it goes to.
 
     With equal widths and uniform marginals the exact plan is a permutation; else plans are soft, and every network but
-    the first changes its function. Spaces that are nested or have blocks get permutations in any case.
+    the first changes its function. Spaces that are nested or have blocks get permutations in any case, those
+    with the smallest squared distances.
 
     Args:
         on: ``"weights"``, or ``"activations"`` on unlabelled inputs (pre-activation outputs of affine layers).
@@ -160,16 +161,15 @@ class _Walk:
         rows = [self.pictures.rows(network, i, done) for i in ready]
         return torch.cat(rows or [norms(self.pictures, network, i) for i in numbers], dim=1)
 
-    def _barycentre(self, features: Mapping[str, Tensor], steps: int = 30) -> dict[str, Coupling]:
-        """Move the universe's units to the mean of what arrives there, until the plans stay."""
+    def _barycentre(self, features: Mapping[str, Tensor], steps: int = 20) -> dict[str, Coupling]:
+        """Move the universe's units to the mean of what arrives there, until they stay."""
         support = next(iter(features.values()))
-        found: dict[str, Coupling] = {}
         for _ in range(steps):
-            before, found = found, {name: self._plan(rows, support) for name, rows in features.items()}
-            if found == before:
+            found = {name: self._plan(rows, support) for name, rows in features.items()}
+            before, support = support, torch.stack([_arriving(found[n], rows) for n, rows in features.items()]).mean(0)
+            if float((support - before).norm()) <= 1e-4 * float(before.norm()):
                 break
-            support = torch.stack([_arriving(found[name], rows) for name, rows in features.items()]).mean(0)
-        return found
+        return {name: self._plan(rows, support) for name, rows in features.items()}
 
     def _plan(self, rows: Tensor, support: Tensor) -> Coupling:
         cost = _cost(self.method, rows, support).cpu()
@@ -215,7 +215,7 @@ class _Walk:
 
     def _visit(self, ascent: Ascent, root: Space, rules: Sequence[Rule]) -> None:
         for rule in rules:
-            pools = Tree(ascent, root, _Nearness(self.method))
+            pools = Tree(ascent, root, _Nearness())
             for k in ascent.moving:
                 pools.update(k, rule)
 
@@ -253,8 +253,13 @@ def _cost(method: OptimalTransport, rows: Tensor, support: Tensor) -> Tensor:
         rows, support = (x / x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) for x in (rows, support))
     if method.cost == "cosine":
         return (1 - rows @ support.T).clamp_min(0.0)
+    squares = _squares(rows, support)
+    return squares if method.cost == "squared" else squares.sqrt()
+
+
+def _squares(rows: Tensor, support: Tensor) -> Tensor:
     squares = rows.square().sum(1)[:, None] + support.square().sum(1)[None, :] - 2 * rows @ support.T
-    return squares.clamp_min(0.0) if method.cost == "squared" else squares.clamp_min(0.0).sqrt()
+    return squares.clamp_min(0.0)
 
 
 def _masses(rows: Tensor) -> Tensor:
@@ -271,24 +276,20 @@ def _arriving(coupling: Coupling, rows: Tensor) -> Tensor:
     return coupling.means.to(rows).T @ rows
 
 
-@dataclass(frozen=True)
 class _Nearness:
-    """The same costs as scores, against the first network only."""
-
-    method: OptimalTransport
+    """Squared distances to the first network's units as scores: they add up over tensors, whatever their sizes."""
 
     def pool(self, rows: Sequence[Tensor], couplings: Sequence[Tensor]) -> Pool:
         """Put all networks' features together; see :class:`weldnet.affinity.Kernel`."""
-        return _NearnessPool(self.method, list(rows))
+        return _NearnessPool(list(rows))
 
 
 @dataclass
 class _NearnessPool:
-    method: OptimalTransport
     rows: list[Tensor]
 
     def scores(self, k: int) -> Tensor:
-        return -_cost(self.method, self.rows[k], self.rows[0])
+        return -_squares(self.rows[k], self.rows[0])
 
     def replace(self, k: int, coupling: Tensor, rows: Tensor | None = None) -> None:
         if rows is not None:

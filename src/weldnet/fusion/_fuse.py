@@ -37,6 +37,7 @@ def fuse(
     data: Inputs | None = None,
     evaluate_on: Labelled | tuple[Tensor, Tensor] | Judge | None = None,
     size: float = 1.0,
+    into: str | None = None,
     check: bool = True,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -63,6 +64,8 @@ def fuse(
         evaluate_on: what fills the report's scores, and nothing else: (inputs, labels), a labelled Dataset or
             DataLoader, or a function of a network that returns a number or several by name.
         size: of the fused network in parents; this version makes 1.0.
+        into: the network, by name, whose class, widths and order the fused one has; the first if None. Networks of
+            one architecture and other widths need a method for that: ``"optimal_transport"``.
         check: prove the structure on every parent before anything is averaged.
         seed: of everything random.
         device: where to align; the networks' own device if None.
@@ -77,7 +80,7 @@ def fuse(
         CheckpointError: different architectures, or NaN or Inf in the weights.
         ModelError: the networks fail on the example input, or cannot be traced.
         StructureError: renumbering would change a parent's function; nothing was averaged.
-        WidthError: unequal widths.
+        WidthError: unequal widths, and a method that needs equal ones; or groups and heads of unequal widths.
         DataError: data that does not fit.
 
     Example:
@@ -98,7 +101,15 @@ def fuse(
     clock = Clock(progress)
 
     prepared = prepare(
-        networks, example_input, clock, outputs=outputs, route=route, weights=weights, check=check, seed=seed
+        networks,
+        example_input,
+        clock,
+        outputs=outputs,
+        route=route,
+        weights=weights,
+        into=into,
+        check=check,
+        seed=seed,
     )
     aligned = align_parents(prepared, chosen, clock, data=data, device=target)
     with clock.step("average"):
@@ -119,6 +130,9 @@ def fuse(
             repaired.model,
             judge,
         )
+    if prepared.structures:
+        rows = [replace(row, name="naive truncation") if row.role == "naive" else row for row in rows]
+    used = None if chosen.needs_data else data
     report = Report(
         rows=tuple(rows),
         method=f"{describe(chosen)} ({reason})" if reason else describe(chosen),
@@ -131,13 +145,14 @@ def fuse(
         seconds=clock.seconds,
         repair_numbers=repaired.numbers,
         diagnosis=diagnosis,
-        notes=tuple(notes(rows, structure, alignment, repaired.model is averaged.model, repaired.model, data)),
+        notes=tuple(notes(rows, structure, alignment, repaired.model is averaged.model, repaired.model, used)),
     )
     config = {
         "method": repr(chosen),
         "outputs": list(structure.outputs),
         "route": route,
         "weights": dict(parents.shares),
+        "into": parents.into,
         "repair": repaired.summary,
         "check": check,
         "seed": seed,

@@ -86,6 +86,14 @@ def notes(
         yield "nothing in this model can be renumbered: the result is the naive average."
     if alignment.stats.get("converged") is False:
         yield "the alignment stopped before it settled; give it more sweeps."
+    soft = [name for name, count in alignment.soft.items() if count]
+    if soft:
+        yield (
+            f"the couplings of {', '.join(soft)} are soft: they bring several units to one, which changes what a "
+            "network computes. The check is of the structure; no equivalence is proven for them."
+        )
+    if any(row.name == "naive truncation" for row in rows):
+        yield "the widths differ: the naive row cuts off the wider networks' last units and fills up with zeros."
     if unrepaired and has_statistics(fused):
         yield (
             "the network has BatchNorm statistics, which averaging breaks: expect it to be far worse than its parents "

@@ -6,9 +6,9 @@ import copy
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,12 +16,22 @@ from torch import Tensor, nn
 
 from weldnet._modules import bare
 from weldnet.activations import Inputs
-from weldnet.alignment import Alignment, AlignmentMethod, Identity, Problem, named_states, transport
-from weldnet.checkpoints import load_into, match_states, validate_finite
-from weldnet.errors import StructureError, UsageError
+from weldnet.alignment import (
+    Alignment,
+    AlignmentMethod,
+    Identity,
+    Problem,
+    named_states,
+    require_width,
+    transport,
+    truncation,
+)
+from weldnet.assignment import Coupling
+from weldnet.checkpoints import load_into, match_keys, match_states, validate_finite
+from weldnet.errors import AlignmentError, ModelError, StructureError, UsageError, WidthError
 from weldnet.fusion._average import average, normalise_weights
 from weldnet.fusion._averaged import Averaged
-from weldnet.structure import Referee, Structure, capture
+from weldnet.structure import Referee, Structure, capture, require_correspondence
 from weldnet.structure import check as run_check
 
 __all__ = ["Aligned", "Clock", "Parents", "Prepared", "align_parents", "average_parents", "naive_average", "prepare"]
@@ -31,16 +41,20 @@ logger = logging.getLogger("weldnet")
 
 @dataclass(frozen=True)
 class Parents:
-    """The networks by name: as modules, as state dicts, and with their shares in the average."""
+    """The networks by name: as modules, as state dicts, and with their shares in the average.
+
+    ``into`` names the one whose class, widths and order the fused one has.
+    """
 
     modules: dict[str, nn.Module]
     states: dict[str, Mapping[str, Tensor]]
     shares: dict[str, float]
+    into: str
 
     @property
     def first(self) -> nn.Module:
         """The network in whose order the fused one is."""
-        return next(iter(self.modules.values()))
+        return self.modules[self.into]
 
     def fingerprints(self) -> dict[str, str]:
         """Return a SHA-256 of each network's tensors."""
@@ -53,7 +67,8 @@ class Prepared:
 
     Args:
         parents: the networks.
-        structure: of all of them.
+        structure: of the fused network, and of all whose widths are the same.
+        structures: of those whose widths are others, by name.
         proof: what the permutation test saw, or why it was not made.
         checked: whether it was made; transports are then compared too.
         example_input: what the networks take.
@@ -66,6 +81,18 @@ class Prepared:
     checked: bool
     example_input: Any
     seed: int
+    structures: Mapping[str, Structure] = field(default_factory=dict[str, Structure])
+
+    def structure_of(self, name: str) -> Structure:
+        """Return the structure of one network."""
+        return self.structures.get(name, self.structure)
+
+    def carried(self, couplings: Mapping[str, Mapping[str, Coupling]]) -> dict[str, dict[str, Tensor]]:
+        """Return all parents' tensors in the universe."""
+        return {
+            name: transport(state, self.structure_of(name), couplings[name], self.structure)
+            for name, state in self.parents.states.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -75,7 +102,8 @@ class Aligned:
     Args:
         alignment: who went where.
         states: the parents' tensors in the universe, by name.
-        errors: by name, the largest relative change of a parent's output by its transport; empty if unchecked.
+        errors: by name, the largest relative change of a parent's output by its transport; empty if unchecked, and
+            without those that have soft couplings: these do change their function.
     """
 
     alignment: Alignment
@@ -91,16 +119,18 @@ def prepare(
     outputs: str | Sequence[str] | None = None,
     route: str = "auto",
     weights: Sequence[float] | Mapping[str, float] | None = None,
+    into: str | None = None,
     check: bool = True,
     seed: int = 0,
 ) -> Prepared:
     """Name the networks, capture their structure, and prove it on each; arguments and errors as `weldnet.fuse`."""
-    parents = _gather(networks, weights)
+    parents = _gather(networks, weights, into)
     with clock.step("capture"):
         structure = capture(parents.first, example_input, outputs, route=route)
+        structures = _other_widths(parents, structure, lambda net: capture(net, example_input, outputs, route=route))
+    prepared = Prepared(parents, structure, "not made (check=False)", check, example_input, seed, structures)
     with clock.step("check"):
-        proof = _prove(parents, example_input, structure, seed) if check else "not made (check=False)"
-    return Prepared(parents, structure, proof, check, example_input, seed)
+        return replace(prepared, proof=_prove(prepared)) if check else prepared
 
 
 def align_parents(
@@ -112,15 +142,24 @@ def align_parents(
     device: torch.device | None = None,
 ) -> Aligned:
     """Align the networks and carry them to the universe; errors as `weldnet.fuse`."""
-    parents, structure = prepared.parents, prepared.structure
+    parents = prepared.parents
+    order = sorted(parents.states, key=lambda name: name != parents.into)  # the universe's network first
     with clock.step("align"), torch.no_grad():
         problem = Problem(
-            structure, parents.states, seed=prepared.seed, device=device, networks=parents.modules, data=data
+            prepared.structure,
+            {name: parents.states[name] for name in order},
+            seed=prepared.seed,
+            device=device,
+            networks=parents.modules,
+            data=data,
+            structures=prepared.structures,
         )
-        alignment = method(problem)
+        require_width(method, problem)
+        found = method(problem)
+        alignment = replace(found, couplings={name: found[name] for name in parents.states})
     with clock.step("transport"):
-        moved = {name: transport(state, structure, alignment[name]) for name, state in parents.states.items()}
-        errors = _equivalences(prepared, moved) if prepared.checked else {}
+        moved = prepared.carried(alignment.couplings)
+        errors = _equivalences(prepared, alignment, moved) if prepared.checked else {}
     return Aligned(alignment, moved, errors)
 
 
@@ -133,20 +172,26 @@ def average_parents(prepared: Prepared, aligned: Aligned) -> Averaged:
         parents.shares,
         prepared.structure,
         aligned.alignment,
+        structures=prepared.structures,
         example_input=prepared.example_input,
         seed=prepared.seed,
     )
 
 
 def naive_average(prepared: Prepared, averaged: Averaged) -> Averaged:
-    """Average the networks as they are."""
+    """Average the networks as they are; of other widths the first units, with zeros where there are not enough."""
     parents = prepared.parents
-    state = average(list(parents.states.values()), list(parents.shares.values()))
-    still = Identity()(Problem(prepared.structure, parents.states))
+    still = Alignment(
+        {name: truncation(prepared.structure_of(name), prepared.structure) for name in parents.states},
+        repr(Identity()),
+        {"converged": True},
+    )
+    states = list(prepared.carried(still.couplings).values()) if prepared.structures else list(parents.states.values())
+    state = average(states, list(parents.shares.values()))
     return replace(averaged, model=_with_state(parents.first, state), alignment=still)
 
 
-def _gather(networks: Any, weights: Sequence[float] | Mapping[str, float] | None) -> Parents:
+def _gather(networks: Any, weights: Sequence[float] | Mapping[str, float] | None, into: str | None) -> Parents:
     """Name the networks, and check that they can be averaged."""
     states = named_states(networks)
     names = list(states)
@@ -155,15 +200,42 @@ def _gather(networks: Any, weights: Sequence[float] | Mapping[str, float] | None
     given = networks.values() if isinstance(networks, Mapping) else networks
     modules = {name: bare(network) for name, network in zip(names, given, strict=True)}
     shares = normalise_weights(_by_name(weights, names), len(names))
-    match_states(states)
+    if into is not None and into not in names:
+        raise UsageError(f"into is {into!r}, which is no network; give one of {', '.join(names)}")
+    match_keys(states)
     for name, state in states.items():
         validate_finite(state, name)
-    return Parents(modules, states, dict(zip(names, shares, strict=True)))
+    return Parents(modules, states, dict(zip(names, shares, strict=True)), into or names[0])
 
 
-def _prove(parents: Parents, example_input: Any, structure: Structure, seed: int) -> str:
+def _other_widths(
+    parents: Parents, structure: Structure, capture: Callable[[nn.Module], Structure]
+) -> dict[str, Structure]:
+    """Capture the networks whose shapes are other ones; they must correspond to the one whose structure is given."""
+    found: dict[str, Structure] = {}
+    wanted = _shapes(parents.states[parents.into])
+    for name in (n for n, state in parents.states.items() if _shapes(state) != wanted):
+        try:
+            found[name] = capture(parents.modules[name])
+            require_correspondence(structure, found[name], (parents.into, name))
+        except WidthError:
+            raise
+        except (AlignmentError, ModelError):
+            match_states({n: parents.states[n] for n in (parents.into, name)})  # says what differs
+            raise
+    return found
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _prove(prepared: Prepared) -> str:
     """Renumber every parent at random; its output must stay."""
-    results = [run_check(module, example_input, structure, seed=seed) for module in parents.modules.values()]
+    results = [
+        run_check(module, prepared.example_input, prepared.structure_of(name), seed=prepared.seed)
+        for name, module in prepared.parents.modules.items()
+    ]
     return str(max(results, key=lambda result: result.error))
 
 
@@ -178,10 +250,14 @@ def _by_name(weights: Sequence[float] | Mapping[str, float] | None, names: Seque
     return [weights[name] for name in names]
 
 
-def _equivalences(prepared: Prepared, moved: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
-    """The proof on the alignment itself: every transported parent still answers as the parent does."""
+def _equivalences(
+    prepared: Prepared, alignment: Alignment, moved: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, float]:
+    """The proof on the alignment itself: every parent that went along permutations still answers as it did."""
     errors = {}
     for name, module in prepared.parents.modules.items():
+        if alignment.soft[name]:
+            continue
         generator = torch.Generator().manual_seed(prepared.seed)
         referee = Referee(module, prepared.example_input, generator, prepared.structure.outputs)
         error = referee.error({k: t.to("cpu", referee.state[k].dtype) for k, t in moved[name].items()})

@@ -44,8 +44,9 @@ def require_correspondence(a: Structure, b: Structure, names: tuple[str, str] = 
         names: of the networks that they are of, for messages.
 
     Raises:
-        AlignmentError: the structures have other spaces, places or tensors; the message names the first.
-        WidthError: what differs in size is nested, or is no space; the message names it and both sizes.
+        AlignmentError: the structures have other spaces, places or tensors, or what differs in size is no space; the
+            message names the first.
+        WidthError: what differs in size is nested, or the pixels of a unit; the message names it and both sizes.
     """
     if dict(a.shapes) == dict(b.shapes) and a.spaces == b.spaces and a.places == b.places:
         return
@@ -170,7 +171,7 @@ def _check_rest(a: Structure, b: Structure, tensor: str, shape: tuple[int, ...],
             if place.view is None and place.axes[0] < len(rest):
                 rest[place.axes[0]] -= structure.positions(place).size
     if len(shape) != len(other) or free[0] != free[1]:
-        raise WidthError(
+        raise AlignmentError(
             f"{tensor} has shape {shape} in {names[0]!r} and {other} in {names[1]!r}, and they differ in more than the "
             "widths of spaces; networks of other widths must agree in inputs, outputs, kernels and what is frozen"
         )
