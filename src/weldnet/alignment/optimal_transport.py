@@ -206,7 +206,7 @@ class _Walk:
         if tied:
             both = self._ascent(tree, [*plain, *tied])
             both.couplings, both.inner = ascent.couplings, ascent.inner
-            self._visit(both, root, [*(Only(Best(), space.name) for space in tree[1:]), Best()])
+            self._visit(both, root, [*(Only(Best(), frozenset({space.name})) for space in tree[1:]), Best()])
             ascent = both
         for space in tree:
             self.couplings[ascent.names[0]][space.name] = Permutation.identity(space.size)

@@ -34,7 +34,15 @@ __all__ = [
     "require_model",
 ]
 
-METHOD_NAMES = ("identity", "weight_matching", "merge_many", "gamf", "frank_wolfe", "activation_matching")
+METHOD_NAMES = (
+    "identity",
+    "weight_matching",
+    "merge_many",
+    "gamf",
+    "frank_wolfe",
+    "activation_matching",
+    "optimal_transport",
+)
 ROUTE_NAMES = ("auto", "dispatch", "export")
 REPAIR_NAMES = ("auto", "none", "data", "refit")
 #: Those that cannot do without unlabelled inputs.
