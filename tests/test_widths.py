@@ -143,6 +143,16 @@ def test_fuse_takes_the_widths_of_one_network(into, width):
     assert "passed" in result.report.check
 
 
+@pytest.mark.parametrize("into", ["a", "b"])
+def test_repairs_work_on_other_widths(into):
+    a, b = perceptron(8, 0), perceptron(14, 1)
+    result = weldnet.fuse(
+        [a, b], X, method="optimal_transport", into=into, data=torch.randn(64, 6), evaluate_on=lambda net: 0.0
+    )
+    assert result.report.repair.startswith("auto: refit")
+    assert bool(torch.isfinite(result.model(X)).all())
+
+
 def test_the_order_of_the_networks_does_not_decide_the_widths():
     a, b = perceptron(8, 0), perceptron(14, 1)
     one = weldnet.fuse({"a": a, "b": b}, X, method="optimal_transport", into="a")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         transport,
     )
     from weldnet.checkpoints import load
-    from weldnet.errors import CaptureError, StructureError, WeldnetError
+    from weldnet.errors import CaptureError, StructureError, WeldnetError, WidthError
     from weldnet.evaluation import Barrier, Metrics, Plane, barrier, evaluate, plane
     from weldnet.fusion import BatchNormReset, Comparison, Fusion, Refit, Report, Rescale, average, compare, fuse
     from weldnet.structure import Check, Place, Power, Space, Structure, capture, check, power
@@ -49,7 +49,7 @@ _HOME = {
         "transport",
     ),
     "weldnet.checkpoints": ("load",),
-    "weldnet.errors": ("CaptureError", "StructureError", "WeldnetError"),
+    "weldnet.errors": ("CaptureError", "StructureError", "WeldnetError", "WidthError"),
     "weldnet.evaluation": ("Barrier", "Metrics", "Plane", "barrier", "evaluate", "plane"),
     "weldnet.fusion": (
         "BatchNormReset",
@@ -94,6 +94,7 @@ __all__ = [
     "StructureError",
     "WeightMatching",
     "WeldnetError",
+    "WidthError",
     "__version__",
     "align",
     "average",
