@@ -91,7 +91,8 @@ def page(records: list[dict[str, Any]]) -> str:
     kinds = Counter(fault["property"] for fault in faults)
     answered = max(total["networks"] - total["without an answer"], 1)
     seeds = f"{min(r['block'] for r in records)} to {max(r['block'] for r in records)}"
-    origin = records[-1]["provenance"]
+    origins = [record["provenance"] for record in records]
+    origin = {key: " and ".join(dict.fromkeys(o[key] for o in origins)) for key in origins[-1]}
     share = f"{total['free']} ({total['free'] / answered:.1%})"
     rows = {
         "networks": total["networks"],

@@ -701,6 +701,23 @@ def test_every_operation_of_the_reference_list_has_a_rule(name: str):
     assert (rule_of(Operation(func, (), {}, outputs)) is None) == (name in BEYOND_RULES)
 
 
+@pytest.mark.parametrize("rows", [(1, 1), (1, 1, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("route", ["dispatch", "export"])
+def test_a_kernel_joined_from_rows_leaves_its_inputs_free(rows: tuple[int, ...], kernel: int, route: str):
+    """The rows fill one another's gaps along the inputs, and so they do along the kernel; not crosswise."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        whole = torch.cat([getattr(m, f"row{i}") for i in range(len(rows))])
+        return functional.conv1d(functional.conv1d(x, m.first).relu(), whole)
+
+    parts = {f"row{i}": normal(n, 4, kernel) for i, n in enumerate(rows)}
+    model, x = Net(forward, first=normal(4, 1, 1), **parts), torch.randn(3, 1, 5, dtype=torch.float64)
+    structure = capture(model.double(), x, route=route)
+    assert structure.log10_renumberings == pytest.approx(log10_factorial(4))
+    assert weldnet.check(model, x, structure).error <= 1e-9
+
+
 def test_an_assertion_on_what_nothing_uses_freezes_nothing():
     """``torch.linalg.inv`` asserts that it worked; where its result is dropped, the assertion goes with it."""
 

@@ -541,7 +541,11 @@ def _continue_parts(units: Units, parts: list[_Part]) -> tuple[list[_Part], list
 
 def _spread_parts(parts: Sequence[_Part]) -> None:
     """Put parts that fill each other's gaps on the same axes."""
-    partial = [part for part in parts if part.axes and (part.found < 0).any()]
+    filled: dict[tuple[int, ...], Any] = {}
+    for part in parts:
+        filled[part.axes] = filled.get(part.axes, False) | (part.found >= 0)
+    # Parts that leave no gap on the axes that they have fill one another's there, as rows that are stacked do.
+    partial = [part for part in parts if part.axes and not filled[part.axes].all()]
     changed = True
     while changed:
         changed = False
