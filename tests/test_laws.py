@@ -457,7 +457,10 @@ ALL = [
 ]
 
 #: Methods that do not claim a law, and why.
-EXEMPT = {"recovery": {"identity": "aligns nothing"}}
+EXEMPT = {
+    "recovery": {"identity": "aligns nothing"},
+    "settles": {"straight_through": "passes over the data so many times, and keeps the best"},
+}
 
 
 def methods(law: str = "") -> list[AlignmentMethod]:
@@ -526,6 +529,11 @@ def test_a_network_is_aligned_to_itself(method, network):
 def test_couplings_are_permutations(method, network):
     law_marginals(method, network)
     law_anchor(method, network)
+
+
+@every_network
+@every_method(methods("settles"))
+def test_searches_settle(method, network):
     law_settles(method, network)
 
 

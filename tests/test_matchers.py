@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from weldnet.alignment import (
     FrankWolfe,
     MergeMany,
     Problem,
+    StraightThrough,
     WeightMatching,
     frank_wolfe,
     make_method,
@@ -28,7 +30,7 @@ from weldnet.errors import DataError, UsageError
 from weldnet.structure import capture
 
 RESIDUAL, ATTENTION = NETWORKS[1], NETWORKS[7]
-NEW = [ActivationMatching(), FrankWolfe(), MergeMany()]
+NEW = [ActivationMatching(), FrankWolfe(), MergeMany(), StraightThrough(epochs=2)]
 
 
 @pytest.mark.parametrize("method", NEW, ids=repr)
@@ -52,6 +54,10 @@ WRONG = [
     ("frank_wolfe", {"hard_sweeps": 0}),
     ("merge_many", {"rounds": 0}),
     ("merge_many", {"sweeps": 0}),
+    ("straight_through", {"epochs": 0}),
+    ("straight_through", {"rate": 0.0}),
+    ("straight_through", {"samples": 1}),
+    ("straight_through", {"batch_size": 1}),
 ]
 
 
@@ -136,6 +142,48 @@ def test_missing_and_unfit_data_is_named():
         weldnet.align(networks, MLP.structure, method=method, data=MLP.unlabelled[:0])
     with pytest.raises(DataError, match=r"shape \(32, 2\)"):
         weldnet.align(networks, MLP.structure, method=method, data=MLP.unlabelled[:, :2])
+
+
+# -- straight-through ------------------------------------------------------------------------------
+
+
+def distance_of_average(network, states, alignment):
+    """One minus the correlation of the average's outputs with the parents' mean, both recomputed from scratch."""
+    outputs = []
+    for model in [network.loaded(fused(network, states, alignment)), *map(network.loaded, states.values())]:
+        with torch.no_grad():
+            outputs.append(model(network.unlabelled))
+    own, target = (values - values.mean(0) for values in (outputs[0], torch.stack(outputs[1:]).mean(0)))
+    return 1 - float((own * target).sum() / own.norm() / target.norm())
+
+
+@pytest.mark.parametrize("network", [MLP, GROUPED, ATTENTION], ids=str)
+def test_learning_brings_the_average_closer_to_the_parents(network):
+    states = three(network)
+    alignment = StraightThrough(epochs=5)(network.problem(states))
+    found, first = alignment.stats["loss"], alignment.stats["first_loss"]
+    assert found < 0.9 * first
+    assert found == pytest.approx(distance_of_average(network, states, alignment), rel=1e-6)
+
+
+def test_learning_is_never_worse_than_where_it_starts():
+    states = three(MLP)
+    problem = MLP.problem(states)
+    wild = StraightThrough(epochs=1, rate=1e6)(problem)
+    assert wild.stats["loss"] <= wild.stats["first_loss"]
+    assert wild.stats["first_loss"] == pytest.approx(
+        distance_of_average(MLP, states, WeightMatching()(replace(problem, networks=None, data=None))), rel=1e-6
+    )
+
+
+def test_learning_needs_modules_and_batches_of_two():
+    networks = [MLP.model(0), MLP.model(1)]
+    with pytest.raises(UsageError, match="data="):
+        weldnet.align(networks, MLP.structure, method="straight_through")
+    with pytest.raises(DataError, match="2 inputs or more"):
+        weldnet.align(networks, MLP.structure, method="straight_through", data=MLP.unlabelled[:1])
+    with pytest.raises(DataError, match=r"shape \(32, 2\)"):
+        weldnet.align(networks, MLP.structure, method="straight_through", data=MLP.unlabelled[:, :2])
 
 
 # -- MergeMany -------------------------------------------------------------------------------------

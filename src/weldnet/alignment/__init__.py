@@ -22,6 +22,7 @@ from weldnet.alignment.gamf import Gamf
 from weldnet.alignment.identity import Identity
 from weldnet.alignment.merge_many import MergeMany
 from weldnet.alignment.optimal_transport import OptimalTransport
+from weldnet.alignment.straight_through import StraightThrough
 from weldnet.alignment.weight_matching import WeightMatching
 from weldnet.errors import UsageError
 from weldnet.structure import Structure
@@ -41,6 +42,7 @@ __all__ = [
     "OptimalTransport",
     "Problem",
     "SpaceRow",
+    "StraightThrough",
     "WeightMatching",
     "align",
     "choose_auto",

@@ -14,6 +14,7 @@ from weldnet.alignment.gamf import Gamf
 from weldnet.alignment.identity import Identity
 from weldnet.alignment.merge_many import MergeMany
 from weldnet.alignment.optimal_transport import OptimalTransport
+from weldnet.alignment.straight_through import StraightThrough
 from weldnet.alignment.weight_matching import WeightMatching
 from weldnet.errors import UsageError
 
@@ -27,6 +28,7 @@ METHODS: dict[str, type[AlignmentMethod]] = {
     "frank_wolfe": FrankWolfe,
     "activation_matching": ActivationMatching,
     "optimal_transport": OptimalTransport,
+    "straight_through": StraightThrough,
 }
 
 

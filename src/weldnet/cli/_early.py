@@ -42,6 +42,7 @@ METHOD_NAMES = (
     "frank_wolfe",
     "activation_matching",
     "optimal_transport",
+    "straight_through",
 )
 ROUTE_NAMES = ("auto", "dispatch", "export")
 REPAIR_NAMES = ("auto", "none", "data", "refit")

@@ -1,0 +1,238 @@
+"""Straight-through: permutations learned by the loss of the average (Git Re-Basin's third method)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+
+from weldnet.activations import run, unlabelled_batches
+from weldnet.affinity import InnerProduct
+from weldnet.alignment._ascent import Ascent, start
+from weldnet.alignment._method import Alignment, Problem
+from weldnet.alignment._sweeps import hard_sweeps, random_orders
+from weldnet.assignment import as_matrix, best_inside, best_permutation, unfold
+from weldnet.errors import DataError, UsageError
+from weldnet.structure import Maps, Structure, carried, output_tensors
+
+__all__ = ["StraightThrough"]
+
+_SWEEPS = 100
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class StraightThrough:
+    """Learn permutations so that the average of the networks answers as the networks do together.
+
+    Every network and space has a table of scores, whose best assignment is used in the forward pass of the average of
+    all networks; gradients go past the assignment straight to the scores. Labels are never used: the target is the mean
+    of the parents' outputs, and the loss is one minus the correlation with it over a batch: a loss that knows the scale
+    falls fastest by making the average answer nothing. Starts from weight matching, passes over the inputs ``epochs``
+    times, and keeps the permutations of the lowest loss over all inputs: those of the start if nothing is lower.
+    BatchNorm layers normalise by each batch, as after a repair.
+
+    Args:
+        epochs: passes over the inputs.
+        rate: how far scores move in a step, in standard deviations of the gradient; the start's units are 1 ahead.
+        samples: inputs to look at, at most.
+        batch_size: inputs for each step.
+
+    Source: Ainsworth et al., "Git Re-Basin", https://arxiv.org/abs/2209.04836, section 3.3, with the parents' outputs
+    in place of labels.
+    """
+
+    epochs: int = 10
+    rate: float = 0.3
+    samples: int = 1024
+    batch_size: int = 128
+    name = "straight_through"
+    order_invariant = False
+    equivariant = False
+    needs_data = True
+    any_width = False
+
+    def __post_init__(self) -> None:
+        for option, least in (("epochs", 1), ("samples", 2), ("batch_size", 2)):
+            if getattr(self, option) < least:
+                raise UsageError(f"straight_through: {option} is {getattr(self, option)}; give {least} or more")
+        if not self.rate > 0:
+            raise UsageError(f"straight_through: rate is {self.rate}; give a number above 0")
+
+    def __call__(self, problem: Problem, /) -> Alignment:
+        """Align all networks; the universe is given in the order of the first."""
+        mixture = _Mixture.of(problem, self.name)
+        assert problem.data is not None
+        batches = list(unlabelled_batches(problem.data, samples=self.samples, batch_size=self.batch_size))
+        lessons = [(x, mixture.targets(x)) for x in batches if len(x) > 1]
+        if not lessons:
+            raise DataError("straight_through learns from batches of 2 inputs or more; data= holds none")
+        ascent = start(problem, "raw")
+        generator = torch.Generator().manual_seed(problem.seed)
+        hard_sweeps(ascent, InnerProduct(), random_orders(problem.structure.roots, _SWEEPS, generator))
+        scores = _Scores.of(ascent)
+        losses, best = [mixture.loss_over(lessons, scores.hard())], scores.hard()
+        settled = False
+        for _ in range(self.epochs):
+            before = scores.hard()
+            for i in torch.randperm(len(lessons), generator=generator).tolist():
+                scores.learn(mixture, lessons[i], self.rate)
+            now = scores.hard()
+            settled = all(torch.equal(now.whole[s], before.whole[s]) for s in now.whole)
+            loss = mixture.loss_over(lessons, now)
+            if loss < min(losses) * (1 - 1e-6):
+                best = now
+            losses.append(loss)
+        _settle(ascent, best)
+        stats = {
+            "objective": ascent.objective(),
+            "loss": min(losses),
+            "first_loss": losses[0],
+            "sweeps": self.epochs,
+            "converged": settled,
+        }
+        return ascent.alignment(repr(self), stats, problem.names)
+
+
+@dataclass
+class _Scores:
+    """How much each network's units want to go where: tables of root spaces, and inside every pair of blocks.
+
+    Args:
+        structure: where the units lie.
+        outer: of root spaces, shape (networks - 1, units, universe).
+        inner: of nested spaces, shape (networks - 1, blocks, universe blocks, inner, inner).
+    """
+
+    structure: Structure
+    outer: dict[str, Tensor]
+    inner: dict[str, Tensor]
+
+    @staticmethod
+    def of(ascent: Ascent) -> _Scores:
+        """Start one ahead at the units that hard couplings chose."""
+        roots = {root.name: as_matrix(ascent.couplings[root.name], torch.float32) for root in ascent.structure.roots}
+        return _Scores(ascent.structure, roots, {s: as_matrix(c, torch.float32) for s, c in ascent.inner.items()})
+
+    def hard(self) -> Maps:
+        """Return the best assignments, as integers."""
+        outer = {
+            s: torch.stack([best_permutation(t) for t in tables]).to(tables.device) for s, tables in self.outer.items()
+        }
+        inner = {s: best_inside(tables).to(tables.device) for s, tables in self.inner.items()}
+        return self._maps(outer, inner)
+
+    def learn(self, mixture: _Mixture, lesson: tuple[Tensor, list[Tensor]], rate: float) -> None:
+        """Take one step against the gradient that the best assignments get."""
+        chosen = self.hard()
+        tables = [*self.outer.values(), *self.inner.values()]
+        with torch.enable_grad():
+            outer = {s: as_matrix(chosen.whole[s], mixture.dtype).requires_grad_() for s in self.outer}
+            inner = {s: as_matrix(chosen.inner[s], mixture.dtype).requires_grad_() for s in self.inner}
+            leaves = [*outer.values(), *inner.values()]
+            loss = mixture.loss(lesson, self._maps(outer, inner))
+            gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        for table, gradient in zip(tables, gradients, strict=True):
+            size = gradient.flatten(1).std(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+            table.sub_((gradient / size.reshape(-1, *[1] * (gradient.dim() - 1))).to(table), alpha=rate)
+
+    def _maps(self, outer: Mapping[str, Tensor], inner: Mapping[str, Tensor]) -> Maps:
+        whole = dict(outer)
+        for space in self.structure.spaces:  # parents come first
+            if space.parent is not None:
+                pairs = zip(whole[space.parent], inner[space.name], strict=True)
+                whole[space.name] = torch.stack([unfold(blocks, inside) for blocks, inside in pairs])
+        return Maps(whole, inner)
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """The average of the networks, as a function of their couplings.
+
+    Args:
+        model: computes with given tensors.
+        networks: copies of the parents; all BatchNorm layers normalise by each batch, so that copies of one network
+            answer as it does.
+        structure: where the units lie.
+        stacks: every tensor that the model takes, of all networks, shape (networks, ...).
+    """
+
+    model: nn.Module
+    networks: Sequence[nn.Module]
+    structure: Structure
+    stacks: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(problem: Problem, method: str) -> _Mixture:
+        """Put the networks of a problem together."""
+        networks = [_by_batch(network) for network in problem.observer(method).networks.values()]
+        model = networks[0]
+        home = next((p.device for p in model.parameters()), torch.device("cpu"))
+        taken = [n for n in model.state_dict() if n not in problem.structure.aliases]
+        states = list(problem.states.values())
+        stacks = {n: torch.stack([s[n].detach().to(home) for s in states]) for n in taken if n in states[0]}
+        return _Mixture(model, networks, problem.structure, stacks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next((t.dtype for t in self.stacks.values() if t.is_floating_point()), torch.float32)
+
+    def targets(self, inputs: Tensor) -> list[Tensor]:
+        """Return the mean of the parents' outputs."""
+        outputs = [output_tensors(run(network, inputs), self.structure.outputs) for network in self.networks]
+        return [torch.stack(same).mean(0) for same in zip(*outputs, strict=True) if same[0].is_floating_point()]
+
+    def loss(self, lesson: tuple[Tensor, list[Tensor]], maps: Maps) -> Tensor:
+        """Return how far the average's outputs are from the targets, from 0 to 2."""
+        inputs, targets = lesson
+        given = inputs.to(next(iter(self.stacks.values())).device, self.dtype if inputs.is_floating_point() else None)
+        outputs = output_tensors(functional_call(self.model, self._state(maps), (given,)), self.structure.outputs)
+        outputs = [output for output in outputs if output.is_floating_point()]
+        return torch.stack([_distance(o, target) for o, target in zip(outputs, targets, strict=True)]).mean()
+
+    def loss_over(self, lessons: Sequence[tuple[Tensor, list[Tensor]]], maps: Maps) -> float:
+        """Return the loss over all inputs."""
+        total = sum(float(self.loss(lesson, maps)) * len(lesson[0]) for lesson in lessons)
+        return total / sum(len(inputs) for inputs, _ in lessons)
+
+    def _state(self, maps: Maps) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for name, stack in self.stacks.items():
+            if not stack.is_floating_point():
+                state[name] = stack[0]
+                continue
+            precise = stack.to(self.dtype)
+            moved = carried(precise[1:], self.structure, name, maps) if self.structure.places_in(name) else precise[1:]
+            state[name] = torch.cat([precise[:1], moved]).mean(0).to(stack.dtype)
+        for alias, name in self.structure.aliases.items():
+            if name in state:
+                state[alias] = state[name]
+        return state
+
+
+def _by_batch(network: nn.Module) -> nn.Module:
+    """Copy a network for evaluation, with BatchNorm layers that normalise by each batch."""
+    model = copy.deepcopy(network).eval()
+    for module in model.modules():
+        if isinstance(module, _NormBase):  # without statistics of its own it takes the batch's, also in eval mode
+            module.register_buffer("running_mean", None)
+            module.register_buffer("running_var", None)
+    return model
+
+
+def _distance(output: Tensor, target: Tensor) -> Tensor:
+    """One minus the correlation over a batch, with every output's mean over the inputs removed."""
+    centred = [(values - values.mean(0)).flatten() for values in (output, target)]
+    return 1 - torch.nn.functional.cosine_similarity(*centred, dim=0)
+
+
+def _settle(ascent: Ascent, maps: Maps) -> None:
+    ascent.couplings = {s: sources.to(ascent.device) for s, sources in maps.whole.items()}
+    ascent.inner = {s: sources.to(ascent.device) for s, sources in maps.inner.items()}
