@@ -27,7 +27,19 @@ from weldnet.errors import UsageError
 
 MODEL = "mlp?sizes=64,12,10"
 BASE = ("--model", MODEL, "--input", "1,1,8,8")
-COMMANDS = ("demo", "fuse", "compare", "inspect", "check", "evaluate", "barrier", "plane", "train")
+COMMANDS = (
+    "demo",
+    "fuse",
+    "compare",
+    "inspect",
+    "check",
+    "evaluate",
+    "barrier",
+    "plane",
+    "train",
+    "finetune",
+    "distil",
+)
 
 
 @pytest.fixture

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from weldnet import checkpoints
 from weldnet.alignment import AUTO
@@ -167,3 +170,82 @@ def test_compare_needs_two_networks(cli, trio):
     code, _, err = cli("compare", trio[0], *BASE, "--data", "digits")
     assert code == 2
     assert "two networks or more" in err
+
+
+# -- after fusing ------------------------------------------------------------------------------------
+
+PARENTS = ("--parents", "a.safetensors", "b.safetensors")
+AFTER = pytest.mark.parametrize("command", [("finetune",), ("distil", *PARENTS)], ids=lambda words: words[0])
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@AFTER
+def test_a_short_training_makes_the_network_better_and_says_where_it_comes_from(cli, trio, command):
+    for seed, file in enumerate(trio[:2]):
+        assert cli("train", "--model", MODEL, "--data", "digits", "-o", file, "--lr", 0.01, "--seed", seed)[0] == 0
+    assert cli("fuse", *trio[:2], *BASE, "-o", "f.pt")[0] == 0
+    arguments = (command[0], "f.pt", *command[1:], "--model", MODEL, "--data", "digits", "-o", "out.safetensors")
+    code, out, err = cli(*arguments, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["after"]["loss"] < document["before"]["loss"]
+    assert "weldnet: epoch 1/" in err
+    metadata = checkpoints.read_metadata("out.safetensors")
+    files = ["f.pt", "a.safetensors", "b.safetensors"] if command[0] == "distil" else ["f.pt"]
+    assert [entry["file"] for entry in json.loads(metadata["parents"])] == files
+    assert json.loads(metadata["config"])["made_by"] == command[0]
+    assert not Path("out.safetensors.state").exists()
+    first = checkpoints.load("out.safetensors")
+    code, out, err = cli(*arguments)
+    assert code == 0, err
+    assert out.startswith("before accuracy ")
+    assert same(checkpoints.load("out.safetensors"), first)
+    assert cli(*arguments, "--seed", 1)[0] == 0
+    assert not same(checkpoints.load("out.safetensors"), first)
+
+
+@AFTER
+def test_an_interrupted_training_goes_on_with_resume_to_the_same_network(cli, trio, command, monkeypatch):
+    arguments = (command[0], trio[2], *command[1:], "--model", MODEL, "--data", "digits", "--epochs", 3)
+    assert cli(*arguments, "-o", "whole.pt")[0] == 0
+    replaced, left = os.replace, [2]
+
+    def stop_after_two(source, target):
+        replaced(source, target)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop_after_two)
+        code, _, err = cli(*arguments, "-o", "parts.pt")
+    assert code == 130
+    assert "go on with --resume, the state is in parts.pt.state" in err
+    assert not Path("parts.pt").exists()
+    code, _, err = cli(*arguments, "-o", "parts.pt", "--resume", "--lr", 1)
+    assert code == 1
+    assert "leave --resume out to start afresh" in err
+    assert cli(*arguments, "-o", "parts.pt", "--resume")[0] == 0
+    assert same(checkpoints.load("whole.pt"), checkpoints.load("parts.pt"))
+
+
+def test_every_word_after_parents_is_a_parent(cli, trio):
+    rest = ("--model", MODEL, "--data", "digits", "-o", "out.pt", "--epochs", 0)
+    code, _, err = cli("distil", *PARENTS, "c.safetensors", *rest)
+    assert code == 2
+    assert "Missing argument 'FUSED'" in err
+    for words in (("c.safetensors", *PARENTS), ("c.safetensors", "--parents", trio[0], "--parents", trio[1])):
+        assert cli("distil", *words, *rest)[0] == 0
+
+
+def test_after_fusing_what_cannot_be_meant_is_refused(cli, trio):
+    rest = ("--model", MODEL, "--data", "digits")
+    assert "Missing option '--parents'" in cli("distil", trio[0], *rest, "-o", "out.pt")[2]
+    assert "read or written twice" in cli("finetune", trio[0], *rest, "-o", trio[0])[2]
+    assert "read or written twice" in cli("distil", trio[0], "--parents", trio[1], *rest, "-o", trio[1])[2]
+    assert "no such file" in cli("distil", trio[0], "--parents", "x.pt", *rest, "-o", "out.pt")[2]
+    assert cli("distil", trio[0], *PARENTS, *rest, "-o", "out.pt", "--temperature", 0)[0] == 2
+    assert sorted(path.name for path in Path().iterdir()) == ["a.safetensors", "b.safetensors", "c.safetensors"]

@@ -12,8 +12,8 @@ from torch import nn
 
 from weldnet import models
 from weldnet.data import Split, load
-from weldnet.errors import DataError, TrainingError, UsageError
-from weldnet.training import Recipe, initialise, train
+from weldnet.errors import DataError, ModelError, TrainingError, UsageError
+from weldnet.training import Recipe, TrainingResult, distil, fine_tune, initialise, train
 from weldnet.training._recipe import crop_flip, lr_factor
 
 RECIPE = Recipe(epochs=3, batch_size=32, schedule="onecycle", augment="crop-flip", lr=3e-3, seed=5)
@@ -224,3 +224,164 @@ def test_a_recipe_that_means_nothing_is_refused(name, value):
 def test_a_progress_bar_goes_to_stderr_only(model, digits, capsys):
     train(model, digits, replace(RECIPE, epochs=1), progress=True)
     assert capsys.readouterr().out == ""
+
+
+# -- after fusing ------------------------------------------------------------------------------------
+
+SHORT = Recipe(epochs=3, batch_size=32, lr=1e-3, seed=4)
+
+
+def mlp(seed: int) -> nn.Module:
+    return initialise(lambda: models.mlp((64, 24, 10)), seed)
+
+
+def run_after(kind: str, model: nn.Module, digits: Split, **options) -> TrainingResult:
+    if kind == "fine-tune":
+        return fine_tune(model, digits, options.pop("recipe", SHORT), progress=False, **options)
+    parents = [initialise(type(model), seed) if isinstance(model, Busy) else mlp(seed) for seed in (7, 8)]
+    return distil(model, parents, digits, options.pop("recipe", SHORT), progress=False, **options)
+
+
+KINDS = pytest.mark.parametrize("kind", ["fine-tune", "distil"])
+
+
+@KINDS
+def test_what_follows_fusing_resumes_bit_for_bit(kind, model, digits, tmp_path, monkeypatch):
+    whole = run_after(kind, model, digits)
+    path, replaced, left = tmp_path / "run.state", os.replace, [2]
+
+    def stop_after_two(source, target):
+        replaced(source, target)
+        left[0] -= 1
+        if not left[0]:
+            raise InterruptedRunError
+
+    monkeypatch.setattr(os, "replace", stop_after_two)
+    with pytest.raises(InterruptedRunError):
+        run_after(kind, model, digits, state_path=path)
+    monkeypatch.undo()
+    resumed = run_after(kind, model, digits, state_path=path, resume=True)
+    assert same(whole.model, resumed.model)
+    assert [epoch.loss for epoch in whole.history] == [epoch.loss for epoch in resumed.history]
+    assert not same(whole.model, model)
+
+
+@KINDS
+def test_what_follows_fusing_is_decided_by_its_seed_and_changes_nothing_given(kind, model, digits):
+    before, state = copy.deepcopy(model), torch.get_rng_state()
+    first, second, other = (run_after(kind, model, digits, recipe=replace(SHORT, seed=s)) for s in (4, 4, 5))
+    assert same(first.model, second.model)
+    assert not same(first.model, other.model)
+    assert same(model, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@KINDS
+def test_a_state_of_another_start_is_refused(kind, digits, tmp_path):
+    path = tmp_path / "run.state"
+    run_after(kind, mlp(0), digits, state_path=path, recipe=replace(SHORT, epochs=1))
+    with pytest.raises(TrainingError, match="of another run: start is"):
+        run_after(kind, mlp(1), digits, state_path=path, resume=True, recipe=replace(SHORT, epochs=1))
+
+
+def test_a_state_of_other_parents_or_another_temperature_is_refused(digits, tmp_path):
+    path, recipe = tmp_path / "run.state", replace(SHORT, epochs=1)
+    distil(mlp(0), [mlp(1)], digits, recipe, state_path=path, progress=False)
+    for parents, temperature, word in (([mlp(2)], 1.0, "parents is"), ([mlp(1)], 2.0, "temperature is")):
+        with pytest.raises(TrainingError, match=word):
+            distil(
+                mlp(0),
+                parents,
+                digits,
+                recipe,
+                temperature=temperature,
+                state_path=path,
+                resume=True,
+                progress=False,
+            )
+
+
+def test_fine_tuning_is_training_from_the_network(model, digits):
+    assert same(
+        fine_tune(model, digits, SHORT, progress=False).model, train(model, digits, SHORT, progress=False).model
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_distilling_a_network_from_itself_keeps_it(digits, temperature):
+    trained = train(mlp(0), digits, Recipe(epochs=5, batch_size=32), progress=False).model
+    result = distil(trained, {"self": trained}, digits, SHORT, temperature=temperature, progress=False)
+    assert all(abs(epoch.loss) < 1e-9 for epoch in result.history)
+    assert all(epoch.accuracy > 0.99 for epoch in result.history)
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(digits.images), trained(digits.images), rtol=1e-4, atol=1e-4)
+
+
+def test_distilling_brings_a_network_to_the_ensemble_of_its_parents(digits):
+    parents = [train(mlp(s), digits, Recipe(epochs=10, batch_size=16), progress=False).model for s in (1, 2)]
+    result = distil(mlp(0), parents, digits, Recipe(epochs=20, batch_size=16, lr=3e-3), progress=False)
+    with torch.no_grad():
+        target = torch.stack([parent(digits.images).softmax(1) for parent in parents]).mean(0)
+        before, after = (net(digits.images).log_softmax(1) for net in (mlp(0), result.model))
+    divergence = [float(nn.functional.kl_div(found, target, reduction="batchmean")) for found in (before, after)]
+    assert divergence[1] < divergence[0] / 10
+    assert result.history[-1].loss < result.history[0].loss / 5
+    assert result.history[-1].accuracy > 0.9
+
+
+def test_the_first_loss_of_distilling_is_the_divergence_from_the_ensemble(digits):
+    parents, recipe = [mlp(1), mlp(2)], Recipe(epochs=1, batch_size=1000, lr=0)
+    loss = distil(mlp(0), parents, digits, recipe, temperature=3.0, progress=False).history[0].loss
+    with torch.no_grad():
+        target = torch.stack([(parent(digits.images) / 3).softmax(1) for parent in parents]).mean(0)
+        own = (mlp(0)(digits.images) / 3).softmax(1)
+    assert loss == pytest.approx(9 * float((target * (target / own).log()).sum(1).mean()), rel=1e-4)
+
+
+class LabelsAreSecretError(Exception):
+    pass
+
+
+class Secret:
+    """A label that nobody may look at."""
+
+    def __getattr__(self, name):
+        raise LabelsAreSecretError(name)
+
+
+def test_distilling_reads_no_labels(digits):
+    wrong = replace(digits, labels=(digits.labels + 1) % 10)
+    batches = [(digits.images[:64], Secret()), (digits.images[64:], Secret())]
+    expected = distil(mlp(0), [mlp(1)], digits, SHORT, progress=False).model
+    for data in (wrong, digits.images, batches):
+        assert same(distil(mlp(0), [mlp(1)], data, SHORT, progress=False).model, expected)
+    few = distil(mlp(0), [mlp(1)], digits, SHORT, samples=64, progress=False).model
+    assert same(few, distil(mlp(0), [mlp(1)], digits.images[:64], SHORT, progress=False).model)
+
+
+def test_vectors_can_be_trained_on_too():
+    x, y = torch.randn(40, 64), torch.arange(40) % 10
+    tuned = fine_tune(mlp(0), (x, y), replace(SHORT, epochs=30), progress=False)
+    assert tuned.history[-1].loss < tuned.history[0].loss
+    assert not same(distil(mlp(0), [mlp(1)], x, SHORT, progress=False).model, mlp(0))
+    with pytest.raises(UsageError, match=r"augment 'crop-flip' is for images"):
+        fine_tune(mlp(0), (x, y), replace(SHORT, augment="crop-flip"), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"parents": []}, UsageError, "no parents"),
+        ({"temperature": 0.0}, UsageError, "temperature 0.0"),
+        ({"recipe": replace(SHORT, label_smoothing=0.1)}, UsageError, "label_smoothing 0.1"),
+        ({"samples": 0}, UsageError, "samples 0"),
+        ({"resume": True}, UsageError, "state_path"),
+        ({"parents": [models.mlp((64, 3))]}, ModelError, "10, 3 classes"),
+        ({"parents": [models.mlp((63, 10))]}, DataError, "do not fit the model"),
+        ({"data": torch.zeros(0, 64)}, DataError, "empty"),
+    ],
+)
+def test_distilling_refuses_what_cannot_be_meant(options, error, words):
+    settings = {"parents": [mlp(1)], "data": torch.randn(8, 64), "recipe": SHORT, **options}
+    with pytest.raises(error, match=words):
+        distil(mlp(0), progress=False, **settings)

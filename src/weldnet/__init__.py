@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from weldnet.evaluation import Barrier, Metrics, Plane, barrier, evaluate, plane
     from weldnet.fusion import BatchNormReset, Comparison, Fusion, Refit, Report, Rescale, average, compare, fuse
     from weldnet.structure import Check, Place, Power, Space, Structure, capture, check, power
+    from weldnet.training import distil, fine_tune
 
 _HOME = {
     "weldnet.alignment": (
@@ -65,6 +66,7 @@ _HOME = {
         "fuse",
     ),
     "weldnet.structure": ("Check", "Place", "Power", "Space", "Structure", "capture", "check", "power"),
+    "weldnet.training": ("distil", "fine_tune"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -106,7 +108,9 @@ __all__ = [
     "check",
     "compare",
     "diagnose",
+    "distil",
     "evaluate",
+    "fine_tune",
     "fuse",
     "load",
     "plane",

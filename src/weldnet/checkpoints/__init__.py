@@ -9,7 +9,7 @@ from __future__ import annotations
 from weldnet.checkpoints._match import load_into, match_keys, match_model, match_states, validate_finite
 from weldnet.checkpoints._paths import SUFFIXES
 from weldnet.checkpoints._prefix import match_prefix, prefix_hint
-from weldnet.checkpoints._provenance import provenance
+from weldnet.checkpoints._provenance import provenance, tensors_sha256
 from weldnet.checkpoints._read import file_sha256, load, read_metadata
 from weldnet.checkpoints._save import save
 from weldnet.checkpoints._write import atomic_path, check_writable
@@ -29,5 +29,6 @@ __all__ = [
     "provenance",
     "read_metadata",
     "save",
+    "tensors_sha256",
     "validate_finite",
 ]

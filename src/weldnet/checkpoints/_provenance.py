@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from weldnet._version import __version__
 from weldnet.checkpoints._read import file_sha256
@@ -43,6 +45,16 @@ def provenance(parents: Sequence[str | os.PathLike[str]], config: Mapping[str, A
         "config": _canonical(config),
         "seed": str(seed),
     }
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 of the tensors of a state dict: their names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
 
 
 def _canonical(value: object) -> str:

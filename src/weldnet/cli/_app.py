@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from weldnet._version import __version__
+from weldnet.cli._after import Distil, distil, finetune
 from weldnet.cli._barrier import barrier
 from weldnet.cli._check import check
 from weldnet.cli._common import say
@@ -33,7 +34,7 @@ __all__ = ["app", "main"]
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 _DEBUG = "--debug"
-_COMMANDS = (demo, fuse, compare, inspect, check, evaluate, barrier, plane, train)
+_COMMANDS = (demo, fuse, compare, inspect, check, evaluate, barrier, plane, train, finetune)
 
 
 class _Interrupted(BaseException):
@@ -62,6 +63,7 @@ app = typer.Typer(
 )
 for _command in _COMMANDS:
     app.command()(_command)
+app.command(cls=Distil)(distil)
 
 
 def _show_version(asked: bool) -> None:

@@ -72,7 +72,7 @@ def load_unlabelled(source: str, samples: int) -> Tensor:
     _check(source, "train")
     if not is_factory(source):
         images = load(source, split="train", limit=samples)
-        say(f"data: {source}, {len(images)} train images without labels for the repair; {normalisation(images)}")
+        say(f"data: {source}, {len(images)} train images without labels; {normalisation(images)}")
         return images.images
     inputs: list[Tensor] = []
     for batch, _ in _batches(_call(source, "train"), source):
@@ -81,7 +81,7 @@ def load_unlabelled(source: str, samples: int) -> Tensor:
             break
     if not inputs:
         raise DataError(f"{source}: there are no rows; give at least one image")
-    say(f"data: {source}, {sum(map(len, inputs))} train samples without labels for the repair, as the factory gives")
+    say(f"data: {source}, {sum(map(len, inputs))} train samples without labels, as the factory gives")
     return torch.cat(inputs)
 
 

@@ -16,7 +16,7 @@ from weldnet.cli._common import Data, Device, Json, ModelSpec, Seed, emit, inter
 if TYPE_CHECKING:
     from weldnet.training import Recipe, TrainingResult
 
-__all__ = ["train"]
+__all__ = ["keeping_state", "train"]
 
 
 def train(
@@ -76,29 +76,35 @@ def _train(
     from weldnet.checkpoints import provenance, save
     from weldnet.cli._data import load_split
     from weldnet.cli._model import build_model
-    from weldnet.errors import TrainingError
     from weldnet.evaluation import evaluate
     from weldnet.training import train
 
     network = build_model(model, seed=recipe.seed)
     images, test = load_split(data, "train"), load_split(data, "test")
-    state = output.with_name(f"{output.name}.state")
-    if resume and not state.exists():
-        say(f"there is no {state} to go on from; starting afresh", kind="note")
-    try:
-        with _epochs_as_lines():
-            result = train(
-                network, images, recipe, device=device, state_path=state, resume=resume, progress=interactive()
-            )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(*_way_on(state)) from None
-    except TrainingError as error:
-        raise TrainingError(str(error).replace("or resume=False to", "or leave --resume out to")) from error
+    with keeping_state(output, resume) as state:
+        result = train(network, images, recipe, device=device, state_path=state, resume=resume, progress=interactive())
     score = asdict(evaluate(result.model, test, device=device))
     config = {"model": model, "data": data, "recipe": asdict(recipe), "test": score}
     save(result.model.state_dict(), output, metadata=provenance([], config, recipe.seed))
     state.unlink(missing_ok=True)
     return result, score
+
+
+@contextlib.contextmanager
+def keeping_state(output: Path, resume: bool) -> Iterator[Path]:
+    """Yield the file of a run's state; say what epochs give, and after an interrupt how to go on."""
+    from weldnet.errors import TrainingError
+
+    state = output.with_name(f"{output.name}.state")
+    if resume and not state.exists():
+        say(f"there is no {state} to go on from; starting afresh", kind="note")
+    try:
+        with _epochs_as_lines():
+            yield state
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*_way_on(state)) from None
+    except TrainingError as error:
+        raise TrainingError(str(error).replace("or resume=False to", "or leave --resume out to")) from error
 
 
 def _way_on(state: Path) -> list[str]:

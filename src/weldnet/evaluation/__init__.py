@@ -14,7 +14,7 @@ from weldnet.evaluation._metrics import (
     predict_logits,
 )
 from weldnet.evaluation._plane import Plane, plane
-from weldnet.evaluation._predict import Labelled, evaluation_mode
+from weldnet.evaluation._predict import Labelled, evaluation_mode, labelled_batches
 from weldnet.evaluation._scorer import Measure
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "evaluate",
     "evaluate_together",
     "evaluation_mode",
+    "labelled_batches",
     "plane",
     "predict_logits",
 ]

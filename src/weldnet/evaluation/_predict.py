@@ -15,7 +15,7 @@ from weldnet.data import Split
 from weldnet.errors import DataError, ModelError, UsageError
 from weldnet.structure import output_tensors
 
-__all__ = ["Labelled", "evaluation_mode", "predict"]
+__all__ = ["Labelled", "evaluation_mode", "labelled_batches", "predict"]
 
 Labelled: TypeAlias = Split | Dataset[Any] | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 """A split, a dataset of (image, label) pairs, (images, labels) tensors, or batches of them such as a DataLoader's."""
@@ -47,7 +47,7 @@ def predict(
     with ExitStack() as stack:
         for model, _ in ready:
             stack.enter_context(evaluation_mode(model))
-        for images, labels in _batches(data, batch_size):
+        for images, labels in labelled_batches(data, batch_size):
             for (model, home), found in zip(ready, outputs, strict=True):
                 found.append(_forward(model, _fitted(images, model).to(home)).float().cpu())
             answers.append(labels.cpu())
@@ -69,7 +69,8 @@ def _moved(model: nn.Module, device: torch.device | str | None) -> tuple[nn.Modu
     return (copy.deepcopy(model).to(target) if target != home else model), target
 
 
-def _batches(data: Labelled, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+def labelled_batches(data: Labelled, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return the (inputs, labels) batches of labelled data; `batch_size` counts where it is not batched already."""
     if batch_size < 1:
         raise UsageError(f"batch_size {batch_size!r} is below 1; give a positive number of images")
     if isinstance(data, Split):

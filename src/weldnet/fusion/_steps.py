@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from weldnet.alignment import (
     truncation,
 )
 from weldnet.assignment import Coupling
-from weldnet.checkpoints import load_into, match_keys, match_states, validate_finite
+from weldnet.checkpoints import load_into, match_keys, match_states, tensors_sha256, validate_finite
 from weldnet.errors import AlignmentError, ModelError, StructureError, UsageError, WidthError
 from weldnet.fusion._average import average, normalise_weights
 from weldnet.fusion._averaged import Averaged
@@ -58,7 +57,7 @@ class Parents:
 
     def fingerprints(self) -> dict[str, str]:
         """Return a SHA-256 of each network's tensors."""
-        return {name: _fingerprint(state) for name, state in self.states.items()}
+        return {name: tensors_sha256(state) for name, state in self.states.items()}
 
 
 @dataclass(frozen=True)
@@ -274,15 +273,6 @@ def _with_state(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     model = copy.deepcopy(module)
     load_into(model, state, "fused")
     return model
-
-
-def _fingerprint(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
 
 
 class Clock:

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from weldnet.data import Split
 from weldnet.errors import DataError, TrainingError, UsageError
+from weldnet.training._objective import Labels, Objective, check_fits, in_layout
 from weldnet.training._recipe import Recipe, crop_flip, lr_factor, make_optimizer
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,10 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What one epoch gave: training loss and accuracy (on augmented images), accuracy on held-out images."""
+    """What one epoch gave: loss and accuracy on (augmented) training images, accuracy on held-out images.
+
+    When an ensemble is distilled, the accuracy is the agreement with it.
+    """
 
     epoch: int
     loss: float
@@ -103,35 +106,62 @@ def train(
             run.
         UsageError: if `resume` is asked for without a `state_path`.
     """
+    check_labels(model, data.images, data.labels, data.name)
+    objective = Labels(data.images, data.labels, data.name, recipe.label_smoothing)
+    return run(
+        model,
+        objective,
+        recipe,
+        validation=validation,
+        device=device,
+        state_path=state_path,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def run(
+    model: nn.Module,
+    objective: Objective,
+    recipe: Recipe,
+    *,
+    validation: Split | None = None,
+    device: torch.device | str | None = None,
+    state_path: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainingResult:
+    """Lower an objective on a copy of a network; arguments, result and errors as `train`."""
     if resume and state_path is None:
         raise UsageError("resume=True needs a state_path; give the file that the interrupted run wrote")
+    if recipe.augment != "none" and objective.inputs.dim() != 4:
+        raise UsageError(f"augment {recipe.augment!r} is for images (N, C, H, W); give augment='none'")
     home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    _check(model, data)
-    run = _Run(copy.deepcopy(model), data, recipe, torch.device(device or home))
+    work = _Run(copy.deepcopy(model), objective, recipe, torch.device(device or home))
     path = Path(state_path) if state_path is not None else None
     if path is not None and resume and path.exists():
-        run.restore(path)
-    with _bar(progress, recipe.epochs * run.steps, len(run.history) * run.steps) as tick:
-        while len(run.history) < recipe.epochs:
-            run.advance(validation, tick)
+        work.restore(path)
+    with _bar(progress, recipe.epochs * work.steps, len(work.history) * work.steps) as tick:
+        while len(work.history) < recipe.epochs:
+            work.advance(validation, tick)
             if path is not None:
-                run.save(path)
-    trained = _in_layout(run.model, torch.contiguous_format).to(home)
+                work.save(path)
+    trained = in_layout(work.model, torch.contiguous_format).to(home)
     for module, original in zip(trained.modules(), model.modules(), strict=True):
         module.training = original.training
-    return TrainingResult(model=trained, recipe=recipe, history=tuple(run.history))
+    return TrainingResult(model=trained, recipe=recipe, history=tuple(work.history))
 
 
 class _Run:
     """A training run between two epochs; everything random derives from the seed and the epoch's number."""
 
-    def __init__(self, model: nn.Module, data: Split, recipe: Recipe, device: torch.device):
+    def __init__(self, model: nn.Module, objective: Objective, recipe: Recipe, device: torch.device):
         # Channels-last convolutions are 1.3 times as fast on CPUs, more in bfloat16.
-        self.model = _in_layout(model, torch.channels_last).to(device)
-        self.data = data
+        self.model = in_layout(model, torch.channels_last).to(device)
+        self.objective = objective
         self.recipe = recipe
         self.device = device
-        self.steps = max(1, len(data) // recipe.batch_size)
+        self.steps = max(1, len(objective.inputs) // recipe.batch_size)
         self.optimizer = make_optimizer(model, recipe)
         self.history: list[Epoch] = []
 
@@ -141,7 +171,7 @@ class _Run:
         loss = correct = seen = 0.0
         self.model.train()
         with _seeded(self.recipe.seed, index) as generator:
-            order = torch.randperm(len(self.data), generator=generator)
+            order = torch.randperm(len(self.objective.inputs), generator=generator)
             for step in range(self.steps):
                 rows = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size]
                 batch_loss, batch_correct = self._step(rows, index * self.steps + step, generator)
@@ -163,14 +193,14 @@ class _Run:
         _log.info("epoch %d of %d: %s", index + 1, self.recipe.epochs, self.history[-1])
 
     def _step(self, rows: Tensor, number: int, generator: torch.Generator) -> tuple[float, int]:
-        images, labels = self.data.images[rows], self.data.labels[rows].to(self.device)
+        images = self.objective.inputs[rows]
         if self.recipe.augment == "crop-flip":
             images = crop_flip(images, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * lr_factor(self.recipe, number / (self.recipe.epochs * self.steps))
         self.optimizer.zero_grad()
-        logits = self._forward(images)
-        loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        images = self._placed(images)
+        loss, right = self.objective(self._forward(images), rows, images)
         if not math.isfinite(loss.item()):
             raise TrainingError(
                 f"the loss became {loss.item()} in epoch {number // self.steps + 1}, "
@@ -179,10 +209,13 @@ class _Run:
             )
         loss.backward()
         self.optimizer.step()
-        return loss.item(), int((logits.argmax(1) == labels).sum())
+        return loss.item(), right
+
+    def _placed(self, images: Tensor) -> Tensor:
+        layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
+        return images.to(self.device, memory_format=layout)
 
     def _forward(self, images: Tensor) -> Tensor:
-        images = images.to(self.device, memory_format=torch.channels_last)
         half = self.recipe.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             return self.model(images).float()
@@ -192,7 +225,7 @@ class _Run:
         self.model.eval()
         correct = 0
         for images, labels in zip(data.images.split(512), data.labels.split(512), strict=True):
-            correct += int((self._forward(images).argmax(1).cpu() == labels).sum())
+            correct += int((self._forward(self._placed(images)).argmax(1).cpu() == labels).sum())
         return correct / len(data)
 
     def save(self, path: Path) -> None:
@@ -240,37 +273,18 @@ class _Run:
         self.history = history
 
     def _identity(self) -> dict[str, Any]:
-        return {**asdict(self.recipe), "images": len(self.data), "data": self.data.name}
+        found = {"images": len(self.objective.inputs), "data": self.objective.name}
+        return {**asdict(self.recipe), **found, **self.objective.identity}
 
 
-def _check(model: nn.Module, data: Split) -> None:
+def check_labels(model: nn.Module, inputs: Tensor, labels: Tensor, name: str) -> None:
     """Refuse images that the model rejects and labels without an output, before anything is trained."""
-    probe = copy.deepcopy(model).eval()
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    shape = tuple(data.images.shape[1:])
-    try:
-        with torch.no_grad():
-            outputs = probe(data.images[:1].to(device)).shape
-    except (RuntimeError, ValueError) as error:
-        name, weight = next(iter(model.named_parameters()), ("", torch.empty(0)))
+    classes = check_fits(model, inputs, name)
+    if classes <= int(labels.max()):
         raise DataError(
-            f"{data.name}: images of shape {shape} do not fit the model, whose first weight {name!r} "
-            f"has shape {tuple(weight.shape)}; give the model or the data that belong together "
-            f"({_first_line(error)})"
-        ) from error
-    if len(outputs) != 2 or outputs[1] <= int(data.labels.max()):
-        raise DataError(
-            f"{data.name}: labels run up to {int(data.labels.max())} but the model's output for one image is "
-            f"{tuple(outputs)}; give a model with an output per class"
+            f"{name}: labels run up to {int(labels.max())} but the model's output for one image is "
+            f"{(1, classes)}; give a model with an output per class"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
-def _in_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
-    return model.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
 
 
 @contextmanager
