@@ -112,3 +112,14 @@ def test_the_report_has_the_table_of_its_spaces():
     expected = diagnose(result.alignment, nets, result.structure)
     assert result.report.diagnosis == expected
     assert result.report.to_dict()["diagnosis"] == expected.to_dict()
+
+
+def test_networks_of_other_widths_are_judged_without_a_before():
+    small = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    large = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3))
+    result = weldnet.fuse([small, large], torch.zeros(1, 4), method="optimal_transport", progress=False)
+    (row,) = result.report.diagnosis.rows
+    assert (row.units, row.unaligned) == (8, None)
+    assert -1 <= row.quality <= 1
+    structures = {"b": weldnet.capture(large, torch.zeros(1, 4))}
+    assert diagnose(result.alignment, [small, large], result.structure, structures=structures).rows == (row,)

@@ -120,7 +120,13 @@ def align(
         return chosen(problem)
 
 
-def diagnose(alignment: Alignment, networks: Networks, structure: Structure) -> Diagnosis:
+def diagnose(
+    alignment: Alignment,
+    networks: Networks,
+    structure: Structure,
+    *,
+    structures: Mapping[str, Structure] | None = None,
+) -> Diagnosis:
     """Say space by space how well an alignment matches the units of its networks.
 
     Soft couplings are carried too: a universe unit is then the weighted mean of a network's units.
@@ -128,7 +134,8 @@ def diagnose(alignment: Alignment, networks: Networks, structure: Structure) -> 
     Args:
         alignment: who went where.
         networks: the modules or state dicts that were aligned, in a list (then named ``"a"``, ``"b"``, ...) or by name.
-        structure: where their units lie.
+        structure: where their units lie, in the universe.
+        structures: of the networks whose widths are others, by name, as for :func:`align`.
 
     Returns:
         For each space its units, the share that moved, the match quality (mean cosine of matched units' weights, with
@@ -146,7 +153,7 @@ def diagnose(alignment: Alignment, networks: Networks, structure: Structure) -> 
         (8, 1.0, 0.0)
     """
     states = named_states(networks)
-    return diagnose_states(alignment, states, structure, carry_all(alignment, states, structure))
+    return diagnose_states(alignment, states, structure, carry_all(alignment, states, structure, structures or {}))
 
 
 def named_states(networks: Networks) -> dict[str, Mapping[str, Tensor]]:

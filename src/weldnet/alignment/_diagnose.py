@@ -115,8 +115,10 @@ def diagnose_states(alignment: Alignment, states: States, structure: Structure, 
     return Diagnosis(tuple(rows))
 
 
-def carry_all(alignment: Alignment, states: States, structure: Structure) -> dict[str, dict[str, Tensor]]:
-    """Carry every network of an alignment to the universe.
+def carry_all(
+    alignment: Alignment, states: States, structure: Structure, structures: Mapping[str, Structure]
+) -> dict[str, dict[str, Tensor]]:
+    """Carry every network of an alignment to the universe; ``structures`` are those of other widths.
 
     Raises:
         AlignmentError: a network is missing, or does not fit.
@@ -125,7 +127,10 @@ def carry_all(alignment: Alignment, states: States, structure: Structure) -> dic
     if missing or len(alignment.couplings) < 2:
         known = ", ".join(states)
         raise AlignmentError(f"the alignment is of {', '.join(alignment.couplings)}, the networks are {known}")
-    return {name: transport(states[name], structure, alignment[name]) for name in alignment.couplings}
+    return {
+        name: transport(states[name], structures.get(name, structure), alignment[name], structure)
+        for name in alignment.couplings
+    }
 
 
 def _grams(space: Space, structure: Structure, states: list[Mapping[str, Tensor]]) -> Tensor:
