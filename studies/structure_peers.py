@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from live import call, live
 from peer_tools import TOOLS, Found, Rebasin
-from records import one_line, provenance, run_alone
+from records import NO_ANSWER, one_line, provenance, run_alone
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from zoo import ZOO, declare_torchvision
@@ -44,7 +44,7 @@ MODELS = [
     "U-Net with pixel shuffle",
 ]
 NAMES = ("weldnet", "rebasin", "Torch-Pruning")
-LIMIT = 600.0  # seconds for one tool on one network
+LIMIT = 600.0  # CPU seconds for one tool on one network, the judge's included
 RIGHT = 1e-9
 SEED = 0
 
@@ -197,13 +197,17 @@ def _verdict(record: dict[str, Any] | None) -> str:
     if record is None:
         return "not run"
     if "error" in record:
-        return "fails"
+        return _failure(record)
     if record["log10"] == 0:
         return "finds nothing"
     found = f"{record['change']:.0e}"
     fixed = record.get("change_with_statistics", record["change"])
     found += f" (statistics moved: {fixed:.0e})" if "change_with_statistics" in record else ""
     return found if record["change"] <= RIGHT else f"**changed**: {found}"
+
+
+def _failure(record: dict[str, Any]) -> str:
+    return record["error"] if record["error"].startswith(NO_ANSWER) else "fails"
 
 
 def _score(records: dict[tuple[str, str], dict[str, Any]], tool: str) -> str:
@@ -213,7 +217,7 @@ def _score(records: dict[tuple[str, str], dict[str, Any]], tool: str) -> str:
 
 def _details(record: dict[str, Any]) -> str:
     if "error" in record:
-        return "fails |  |  |  | "
+        return f"{_failure(record)} |  |  |  | "
     fixed = record.get("groups_right_with_statistics")
     more = f" (statistics moved: {fixed})" if fixed is not None else ""
     return (
