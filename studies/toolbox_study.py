@@ -74,7 +74,7 @@ def groups(nets: Path, family: Family) -> Iterator[tuple[str, tuple[Path, ...]]]
                 yield scheme, group
 
 
-def run(nets: Path, out: Path, families: list[str]) -> None:
+def run(nets: Path, out: Path, families: list[str], repairs: list[str]) -> None:
     """Compare on every group that is not in the records yet."""
     lines = out.read_text().splitlines() if out.exists() else []
     done = {(r["family"], r["scheme"], r["networks"], r["method"], r["repair"]) for r in map(json.loads, lines)}
@@ -86,7 +86,7 @@ def run(nets: Path, out: Path, families: list[str]) -> None:
         for scheme, files in groups(nets, family):
             names = ",".join(file.stem for file in files)
             methods = [m for m in METHODS if len(files) == 2 or m not in SLOW]
-            methods = [m for m in methods if any((family.name, scheme, names, m, r) not in done for r in REPAIRS)]
+            methods = [m for m in methods if any((family.name, scheme, names, m, r) not in done for r in repairs)]
             if not methods:
                 continue
             _log.info("%s %s %s: %s", family.name, scheme, names, ", ".join(methods))
@@ -96,7 +96,7 @@ def run(nets: Path, out: Path, families: list[str]) -> None:
                 networks,
                 test.images[:1],
                 methods=methods,
-                repairs=REPAIRS,
+                repairs=repairs,
                 evaluate_on=test,
                 data=unlabelled,
                 points=0,
@@ -104,16 +104,19 @@ def run(nets: Path, out: Path, families: list[str]) -> None:
             )
             _log.info("%.0f CPU s", time.process_time() - start)
             shared = {"family": family.name, "scheme": scheme, "size": len(files), "networks": names, **_where()}
-            _append(out, shared, found)
+            _append(out, shared, found, done)
 
 
-def _append(out: Path, shared: dict[str, Any], found: Any) -> None:
+def _append(out: Path, shared: dict[str, Any], found: Any, done: set[tuple[str, ...]]) -> None:
     report = found.to_dict()
     references = report["references"]
     parents = [r["scores"]["accuracy"] for r in references if r["role"] == "parent"]
     ensemble = next(r["scores"]["accuracy"] for r in references if r["role"] == "ensemble")
     with out.open("a") as file:
         for row in report["rows"]:
+            row["method"] = row["method"].split()[0]
+            if (shared["family"], shared["scheme"], shared["networks"], row["method"], row["repair"]) in done:
+                continue
             file.write(json.dumps({**shared, "parents": parents, "ensemble": ensemble, **row}, default=str) + "\n")
 
 
@@ -143,7 +146,7 @@ def table(out: Path, target: Path) -> None:
     )
     for record in records:
         key = (record["family"], record["scheme"], record["size"])
-        cells[key][record["method"].split()[0], record["repair"]].append(record)
+        cells[key][record["method"], record["repair"]].append(record)
     commits = ", ".join(sorted({record["commit"] for record in records}))
     lines = [
         "# Every method with every repair",
@@ -218,6 +221,7 @@ def main() -> None:
     parser.add_argument("--nets", type=Path, default=Path("runs/nets"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--repairs", nargs="+", default=REPAIRS)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -226,7 +230,7 @@ def main() -> None:
         table(args.out, args.table)
     else:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        run(args.nets, args.out, args.families)
+        run(args.nets, args.out, args.families, args.repairs)
 
 
 if __name__ == "__main__":
