@@ -33,6 +33,8 @@ study: $(VENV)/.dev        ## hours: trains the study's networks, writes docs/re
 	$(BIN)/python studies/train_networks.py
 	$(BIN)/python studies/gamf_defaults.py --out docs/results/gamf-defaults.jsonl
 	$(BIN)/python studies/gamf_defaults.py --out docs/results/gamf-defaults.jsonl --table docs/results/gamf-defaults.md
+	$(BIN)/python studies/repairs_study.py --out docs/results/repairs.jsonl
+	$(BIN)/python studies/repairs_study.py --out docs/results/repairs.jsonl --table docs/results/repairs.md
 	$(BIN)/python studies/main_job.py --out docs/results/main-job.jsonl
 	$(BIN)/python studies/main_job.py --out docs/results/main-job.jsonl --table docs/results/main-job.md
 	$(BIN)/python studies/toolbox_study.py --out docs/results/toolbox.jsonl

@@ -236,7 +236,7 @@ def test_repairs_that_make_no_sense_are_refused():
     for options in ({"samples": 1}, {"batch_size": 1}, {"samples": -5}):
         with pytest.raises(UsageError, match="at least 2"):
             BatchNormReset(**options)
-    with pytest.raises(UsageError, match="unknown repair 'magic'; weldnet has auto, none, data, refit"):
+    with pytest.raises(UsageError, match="unknown repair 'magic'; weldnet has auto, none, weights"):
         make_repair("magic", with_norms())
 
 
@@ -506,7 +506,7 @@ def test_statistics_are_reset_when_there_is_data():
     a, b = with_norms(), with_norms()
     for parameter in b.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-    plain = fuse([a, b], pictures(2), progress=False)
+    plain = fuse([a, b], pictures(2), repair="none", progress=False)
     repaired = fuse([a, b], pictures(2), data=pictures(), repair="data", progress=False)
     assert plain.report.repair == "none: BatchNorm statistics are the parents' average"
     assert repaired.report.repair == "data: BatchNorm statistics re-estimated on 40 unlabelled inputs"

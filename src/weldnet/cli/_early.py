@@ -23,6 +23,7 @@ __all__ = [
     "a_type",
     "check_data",
     "check_method",
+    "check_repair",
     "check_route",
     "check_weights",
     "close",
@@ -45,9 +46,9 @@ METHOD_NAMES = (
     "straight_through",
 )
 ROUTE_NAMES = ("auto", "dispatch", "export")
-REPAIR_NAMES = ("auto", "none", "data", "refit")
+REPAIR_NAMES = ("auto", "none", "weights", "synthetic", "data", "refit", "calibrate")
 #: Those that cannot do without unlabelled inputs.
-DATA_REPAIRS = ("data", "refit")
+DATA_REPAIRS = ("data", "refit", "calibrate")
 WRITTEN_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 REPORT_SUFFIXES = (".html", ".json", ".md")
 DATA_NAMES = ("digits", "mnist", "cifar10", "cifar100", "tiny-imagenet")
@@ -78,6 +79,16 @@ def check_method(name: str) -> None:
     if name not in (*METHOD_NAMES, "auto"):
         known = ", ".join(METHOD_NAMES)
         raise UsageError(f"unknown method {name!r}{close(name, METHOD_NAMES)}; weldnet has {known}, and auto")
+
+
+def check_repair(repair: str, data: str | None) -> None:
+    """Raise UsageError for a repair that weldnet does not have, or that needs data where there is none."""
+    for name in repair.split("+"):
+        if name not in REPAIR_NAMES:
+            known = ", ".join(REPAIR_NAMES)
+            raise UsageError(f"unknown repair {name!r}{close(name, REPAIR_NAMES)}; weldnet has {known}")
+        if name in DATA_REPAIRS and data is None:
+            raise UsageError(f"--repair {repair} needs unlabelled images; give --data, or --repair none")
 
 
 def check_route(name: str) -> None:

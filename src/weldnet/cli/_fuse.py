@@ -63,7 +63,13 @@ def fuse(
         str | None,
         typer.Option("--weights", metavar=".5,.5", help="Shares in the average; must sum to 1. (default: equal)"),
     ] = None,
-    repair: Annotated[str | None, typer.Option("--repair", help="auto, none, data or refit. (default: auto)")] = None,
+    repair: Annotated[
+        str | None,
+        typer.Option(
+            "--repair",
+            help="auto, none, weights, synthetic, data, refit, calibrate; several joined by +. (default: auto)",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -217,13 +223,11 @@ def _save_alignment(result: Fusion, temporary: Path, path: Path) -> None:
 def _check_settings(settings: FuseConfig) -> None:
     """Refuse what cannot be meant, before anything is read."""
     from weldnet.cli._early import (
-        DATA_REPAIRS,
-        REPAIR_NAMES,
         check_data,
         check_method,
+        check_repair,
         check_route,
         check_weights,
-        close,
         require_files,
         require_model,
     )
@@ -238,11 +242,7 @@ def _check_settings(settings: FuseConfig) -> None:
     require_model(settings.model, settings.input, settings.networks, "fuse")
     check_route(settings.route)
     check_method(settings.method)
-    if settings.repair not in REPAIR_NAMES:
-        hint = close(settings.repair, REPAIR_NAMES)
-        raise UsageError(f"unknown repair {settings.repair!r}{hint}; weldnet has {', '.join(REPAIR_NAMES)}")
-    if settings.repair in DATA_REPAIRS and settings.data is None:
-        raise UsageError(f"--repair {settings.repair} needs unlabelled images; give --data, or --repair none")
+    check_repair(settings.repair, settings.data)
     if settings.weights is not None:
         weights = settings.weights.values() if isinstance(settings.weights, dict) else settings.weights
         check_weights(list(weights), len(settings.networks))

@@ -4,6 +4,8 @@ from weldnet.fusion._auto import Auto
 from weldnet.fusion._average import average, normalise_weights
 from weldnet.fusion._averaged import Averaged, Repaired
 from weldnet.fusion._batch_norm import BatchNormReset
+from weldnet.fusion._calibrate import Calibrate
+from weldnet.fusion._chain import Chain
 from weldnet.fusion._compare import compare
 from weldnet.fusion._comparison import Combination, Comparison, Reference
 from weldnet.fusion._fuse import fuse
@@ -13,12 +15,16 @@ from weldnet.fusion._refit import Refit
 from weldnet.fusion._repair import REPAIRS, make_repair
 from weldnet.fusion._report import Report, Row, score_text
 from weldnet.fusion._rescale import Rescale
+from weldnet.fusion._synthetic import Synthetic
+from weldnet.fusion._weights import WeightNorms
 
 __all__ = [
     "REPAIRS",
     "Auto",
     "Averaged",
     "BatchNormReset",
+    "Calibrate",
+    "Chain",
     "Combination",
     "Comparison",
     "Fusion",
@@ -30,6 +36,8 @@ __all__ = [
     "Report",
     "Rescale",
     "Row",
+    "Synthetic",
+    "WeightNorms",
     "average",
     "compare",
     "fuse",

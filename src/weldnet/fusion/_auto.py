@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from torch import Tensor
@@ -12,11 +12,13 @@ from weldnet.activations import Inputs
 from weldnet.errors import UsageError
 from weldnet.fusion._averaged import Averaged, Repaired
 from weldnet.fusion._batch_norm import BatchNormReset, has_statistics
+from weldnet.fusion._calibrate import Calibrate
 from weldnet.fusion._guard import Guard
 from weldnet.fusion._protocol import NoRepair, Repair
 from weldnet.fusion._refit import Refit
 from weldnet.fusion._rescale import Rescale
 from weldnet.fusion._samples import gather, split
+from weldnet.fusion._weights import WeightNorms
 
 __all__ = ["Auto"]
 
@@ -30,8 +32,9 @@ class Auto:
     """Try the repairs that the inputs allow and keep the best, if it is better than none.
 
     A quarter of the unlabelled inputs is held back. Every candidate works on the rest, and what it makes is compared
-    with the parents' ensemble on the held-back quarter (see :class:`Guard`). The best candidate then works on all
-    inputs; should that be farther from the ensemble on the held-back quarter than no repair, no repair it is.
+    with the parents' ensemble on the held-back quarter (see :class:`Guard`), as it is and with a temperature fitted.
+    The best candidate then works on all inputs; should that be farther from the ensemble on the held-back quarter than
+    no repair, no repair it is. Without inputs, networks with BatchNorm statistics get :class:`WeightNorms`.
 
     Args:
         samples: inputs to use at most.
@@ -52,7 +55,8 @@ class Auto:
             DataError: inputs that the model rejects, or a single one.
         """
         if data is None:
-            return NoRepair()(averaged, None)
+            repair = WeightNorms() if has_statistics(averaged.model) else NoRepair()
+            return repair(averaged, None)
         batches, count = gather("auto", averaged, data, self.samples, self.batch_size)
         if count < _ENOUGH:
             return self._few(averaged, batches, count)
@@ -61,18 +65,38 @@ class Auto:
         candidates = self._candidates(averaged)
         distances = {"none": guard.distance(averaged.model)}
         for name, repair in candidates.items():
-            distances[name] = guard.distance(repair(averaged, fitted).model)
+            found = repair(averaged, fitted)
+            distances[name] = guard.distance(found.model)
+            if guard.is_classifier:
+                calibrated = self._calibrated(replace(averaged, model=found.model), fitted)
+                if calibrated is not None:
+                    distances[f"{name}+calibrate"] = guard.distance(calibrated.model)
         best = min(distances, key=lambda name: distances[name])
         said = _say(distances, guard)
         numbers: dict[str, Any] = {"held_back": guard.count, "distances": distances, "chosen": best}
         if best == "none":
             return Repaired(averaged.model, f"auto: none, nothing came nearer: {said}", numbers)
-        repaired = candidates[best](averaged, batches)
+        repaired = candidates[best.removesuffix("+calibrate")](averaged, batches)
+        if best.endswith("+calibrate"):
+            calibrated = self._calibrated(replace(averaged, model=repaired.model), batches)
+            assert calibrated is not None
+            repaired = Repaired(
+                calibrated.model,
+                f"{repaired.summary}; {calibrated.summary}",
+                {**repaired.numbers, **calibrated.numbers},
+            )
         final = guard.distance(repaired.model)
         numbers["final"] = final
         if not final <= distances["none"]:
             return Repaired(averaged.model, f"auto: none, {best} on all inputs was no nearer: {said}", numbers)
         return Repaired(repaired.model, f"auto: {repaired.summary}; {said}", {**repaired.numbers, **numbers})
+
+    def _calibrated(self, averaged: Averaged, batches: list[Tensor]) -> Repaired | None:
+        """Fit a temperature too; None where no layer can take it."""
+        try:
+            return Calibrate(samples=self.samples)(averaged, batches)
+        except UsageError:
+            return None
 
     def _candidates(self, averaged: Averaged) -> dict[str, Repair]:
         plain = BatchNormReset if has_statistics(averaged.model) else Rescale

@@ -16,11 +16,13 @@ from weldnet.activations import Inputs, held
 from weldnet.alignment import AlignmentMethod, describe, diagnose_states, make_method, resolve
 from weldnet.errors import UsageError
 from weldnet.evaluation import Labelled
+from weldnet.fusion._familiar import strangeness
 from weldnet.fusion._fusion import Fusion
 from weldnet.fusion._judging import Judge, make_judge, notes, scored
 from weldnet.fusion._repair import Repair, make_repair
 from weldnet.fusion._report import Report, Row
 from weldnet.fusion._steps import Clock, align_parents, average_parents, naive_average, prepare
+from weldnet.fusion._variances import with_variances
 
 __all__ = ["fuse"]
 
@@ -116,7 +118,7 @@ def fuse(
         averaged = average_parents(prepared, aligned)
     with clock.step("repair"):
         mend = make_repair(repair, averaged.model)
-        repaired = mend(averaged, data)
+        repaired = with_variances(averaged, mend(averaged, data), data)
     parents, structure, alignment = prepared.parents, prepared.structure, aligned.alignment
     diagnosis = diagnose_states(alignment, parents.states, structure, aligned.states)
     with clock.step("evaluate"):
@@ -145,7 +147,10 @@ def fuse(
         seconds=clock.seconds,
         repair_numbers=repaired.numbers,
         diagnosis=diagnosis,
-        notes=tuple(notes(rows, structure, alignment, repaired.model is averaged.model, repaired.model, used)),
+        notes=(
+            *notes(rows, structure, alignment, repaired.model is averaged.model, repaired.model, used),
+            *strangeness(averaged, data),
+        ),
     )
     config = {
         "method": repr(chosen),

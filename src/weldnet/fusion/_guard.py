@@ -30,7 +30,7 @@ class Guard:
     """
 
     def __init__(self, averaged: Averaged, batches: Sequence[Tensor]) -> None:
-        self._outputs = averaged.structure.outputs or None
+        self.outputs = averaged.structure.outputs or None
         self._batches = batches
         self.count = sum(map(len, batches))
         self.targets: list[list[Tensor]] = []
@@ -38,7 +38,7 @@ class Guard:
         for inputs in batches:
             total: list[Tensor] = []
             for name, share in shares.items():
-                found = [t.detach().double() for t in answers(averaged.parents[name], inputs, self._outputs)]
+                found = [t.detach().double() for t in answers(averaged.parents[name], inputs, self.outputs)]
                 self.is_classifier = len(found) == 1 and found[0].dim() in (2, 3) and found[0].shape[-1] > 1
                 found = [(t.softmax(-1) if self.is_classifier else t) * share for t in found]
                 total = [a + b.to(a.device) for a, b in zip(total, found, strict=True)] if total else found
@@ -48,7 +48,7 @@ class Guard:
         """Return how far a network is from the ensemble; infinite if its outputs are not finite."""
         total = scale = 0.0
         for inputs, targets in zip(self._batches, self.targets, strict=True):
-            outputs = [t.double() for t in answers(model, inputs, self._outputs)]
+            outputs = [t.double() for t in answers(model, inputs, self.outputs)]
             if self.is_classifier:
                 p, log_q = targets[0].to(outputs[0].device), outputs[0].log_softmax(-1)
                 rows = (torch.xlogy(p, p) - p * log_q).sum(-1)

@@ -110,6 +110,7 @@ class Report:
             f"structure  {counted(self.spaces, 'space')}, {self.free_share:.1%} of the hidden positions free",
             f"check      {self.check}",
             f"repair     {self.repair}",
+            *self._variance(),
             f"size       {self.parameters:,} parameters",
             f"seconds    {times}",
             *self._agreement(),
@@ -123,6 +124,18 @@ class Report:
             return []
         parts = ", ".join(f"{name} {share:.2%}" for name, share in fused.agreement.items())
         return [f"agreement  of the fused network's answers with {parts}"]
+
+    def _variance(self) -> list[str]:
+        """Return a line on the layer whose activations averaging shrank most, if they were measured."""
+        found = self.repair_numbers.get("variance")
+        if not found:
+            return []
+        name, weakest = min(found.items(), key=lambda entry: entry[1]["before"])
+        least = min(ratio["after"] for ratio in found.values())
+        return [
+            f"variance   {weakest['before']:.2f} of the parents' at {name or 'the network'!r}, the weakest layer; "
+            f"after the repair {weakest['after']:.2f} there, {least:.2f} at the least"
+        ]
 
     def __str__(self) -> str:
         from rich.console import Console
