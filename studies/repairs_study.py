@@ -67,9 +67,9 @@ TRIED: dict[str, Repair] = {
     "refit, rows=8192": Refit(rows=8192),
 }
 CHOICE = [
-    "`none` is the aligned average. `reset` re-estimates BatchNorm statistics (networks without any have no entry). The",
-    "command line's `data` is `reset` with BatchNorm and `rescale` without. `auto` is the default and saw the same 512",
-    "images: a quarter of them held back for its choice.",
+    "`none` is the aligned average. `reset` re-estimates BatchNorm statistics, where there are any. The command line's",
+    "`data` is `reset` with BatchNorm and `rescale` without. `auto` is the default and saw the same 512 images: a",
+    "quarter of them held back for its choice.",
 ]
 
 
@@ -141,8 +141,8 @@ def table(out: Path, target: Path) -> None:
     lines = [
         "# Repairs",
         "",
-        "Measured by us: `python studies/repairs_study.py` (its docstring says how). Accuracy in %, mean over the pairs (or",
-        "groups of N) that are there, and the loss. Records with settings, commit and versions: `repairs.jsonl`.",
+        "Measured by us: `python studies/repairs_study.py` (its docstring says how). Accuracy in % and loss, mean over",
+        "the pairs (or groups of N) that are there. Records with settings, commit and versions: `repairs.jsonl`.",
         "",
         *CHOICE,
     ]
