@@ -84,6 +84,17 @@ _VGG_BN_HALF = replace(
 )
 
 
+def _width_sets() -> dict[str, NetworkSet]:
+    """Sets of other widths, for folding and for fusing into the networks of width 1."""
+    sizes = {w: (784, *(round(units * w) for units in (400, 200, 100)), 10) for w in (1.25, 1.5, 1.75, 2.0)}
+    mlps = {f"mnist-mlp-w{w * 100:.0f}": replace(_MLP, options={"sizes": s}, seeds=(0, 1, 2)) for w, s in sizes.items()}
+    cnns = {
+        name: replace(_CNN, options={"width": w}, seeds=(0, 1, 2))
+        for name, w in (("mnist-cnn", 1.0), ("mnist-cnn-w150", 1.5))
+    }
+    return mlps | cnns
+
+
 def _split_sets() -> dict[str, NetworkSet]:
     """Sets whose networks saw different parts of the training data: 2, 4 or 8 parts, by Dirichlet(0.5) or 8/2 skew."""
     bases = {
@@ -113,6 +124,7 @@ SETS: dict[str, NetworkSet] = {
     "cifar10-resnet20": _RESNET,
     "cifar10-vgg11bnh": _VGG_BN_HALF,
     **_split_sets(),
+    **_width_sets(),
     "cifar10-vgg11q-dirichlet2-val": replace(_VGG, scheme="dirichlet", parts=2, seeds=(100, 101)),
 }
 
