@@ -780,3 +780,36 @@ def test_check_shows_the_weakest_evidence_unless_told_not_to(cli, pair):
     assert measured["by_tensor"][measured["weakest"]] == min(measured["by_tensor"].values())
     assert measured["silent"] == measured["deaf"] == []
     assert measured["error"] <= measured["tolerance"]
+
+
+def test_fuse_takes_networks_of_other_widths(cli, tmp_path):
+    specs = {"narrow": "mlp?sizes=16,8,6,3", "wide": "mlp?sizes=16,12,9,3"}
+    for name, spec in specs.items():
+        checkpoints.save(build_model(spec).state_dict(), tmp_path / f"{name}.safetensors")
+    files = [tmp_path / "wide.safetensors", tmp_path / "narrow.safetensors"]
+    given = ["--model", specs["wide"], "--model", specs["narrow"], "--input", "1,16"]
+    out = tmp_path / "fused.safetensors"
+    line = ["fuse", *files, "-o", out, *given, "--method", "optimal_transport"]
+    code, printed, _ = cli(*line, "--into", "narrow")
+    assert code == 0
+    assert "naive truncation" not in printed  # nothing was measured
+    assert "the couplings of wide are soft" in printed
+    assert {k: t.shape for k, t in checkpoints.load(out).items()} == {
+        k: t.shape for k, t in checkpoints.load(files[1]).items()
+    }
+    code, _, error = cli(*line, "--into", "nobody")
+    assert code == 2
+    assert "into is 'nobody', which is no network; give one of wide, narrow" in error
+    code, _, error = cli("fuse", *files, "-o", out, *given, "--method", "gamf")
+    assert code == 1
+    assert "has 12 units in 'wide' and 8 in 'narrow'; gamf needs equal widths: take optimal_transport" in error
+    code, _, error = cli("fuse", *files, files[0], "-o", out, *given)
+    assert code == 2
+    assert "--model is given 2 times for 3 networks" in error
+    code, _, error = cli("fuse", *files, "-o", out, "--model", specs["narrow"], "--input", "1,16")
+    assert code == 1
+    assert "'wide'" in error
+    code, printed, _ = cli(*line, "--into", "narrow", "--print-config")
+    assert code == 0
+    assert "into: narrow" in printed
+    assert f"- {specs['wide']}" in printed

@@ -220,3 +220,56 @@ def test_transport_wants_the_structure_that_a_plan_was_made_for():
         transport(wide.state(0), wide.structure, back)
     with pytest.raises(WidthError, match="and it has no coupling; give target="):
         transport(wide.state(0), wide.structure, {"0": back["0"]}, MLP.structure)
+
+
+# -- folding -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", FLAT, ids=str)
+def test_folding_copies_gives_back_the_function(network):
+    """Also where some units have two copies and others one or three."""
+    wide = wider(network)
+    folded = weldnet.fold(wide.loaded(widened(network, 1)), network.model(5), network.inputs)
+    assert {n: t.shape for n, t in folded.state_dict().items()} == {n: t.shape for n, t in network.state(0).items()}
+    with torch.no_grad():
+        assert difference(folded(network.inputs), network.outputs(network.state(1))) <= 1e-9
+
+
+def test_room_that_copies_leave_stays_empty():
+    wide = replace(MLP, width=18)
+    folded = weldnet.fold(wide.loaded(widened(MLP, 1)), replace(MLP, width=13).model(0), MLP.inputs)
+    with torch.no_grad():
+        assert difference(folded(MLP.inputs), MLP.outputs(MLP.state(1))) <= 1e-9
+
+
+def test_folding_does_not_depend_on_the_weights_of_the_narrow_network_and_changes_nothing():
+    wide = wider(MLP).model(3)
+    before = {name: tensor.clone() for name, tensor in wide.state_dict().items()}
+    one, other = (weldnet.fold(wide, MLP.model(seed), MLP.inputs) for seed in (0, 1))
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor)
+        assert not torch.equal(tensor, MLP.state(0)[name])
+    assert all(torch.equal(wide.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_folding_is_better_than_cutting_off():
+    torch.manual_seed(0)
+    wide = wider(EVEN)
+    state = widened(EVEN, 1)
+    noisy = {n: t + 0.02 * t.std() * torch.randn_like(t) if t.dim() > 1 else t for n, t in state.items()}
+    expected = wide.outputs(noisy)
+    with torch.no_grad():
+        folded = weldnet.fold(wide.loaded(noisy), EVEN.model(0), EVEN.inputs)(EVEN.inputs)
+    cut = transport(noisy, wide.structure, truncation(wide.structure, EVEN.structure), EVEN.structure)
+    assert difference(folded, expected) < 0.1 * difference(EVEN.outputs(cut), expected)
+
+
+def test_what_cannot_be_folded_is_named():
+    with pytest.raises(
+        WidthError, match="space '0' has 9 units in the network and 18 in the one that it is to be folded"
+    ):
+        weldnet.fold(MLP.model(0), wider(MLP).model(0), MLP.inputs)
+    with pytest.raises(WidthError, match="in blocks"):
+        weldnet.fold(wider(GROUPED).model(0), GROUPED.model(0), GROUPED.inputs)
+    with pytest.raises(CheckpointError, match="2 keys in common"):
+        weldnet.fold(MLP.model(0), EVEN.model(0), MLP.inputs)

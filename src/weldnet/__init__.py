@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from weldnet.checkpoints import load
     from weldnet.errors import CaptureError, StructureError, WeldnetError, WidthError
     from weldnet.evaluation import Barrier, Metrics, Plane, barrier, evaluate, plane
-    from weldnet.fusion import BatchNormReset, Comparison, Fusion, Refit, Report, Rescale, average, compare, fuse
+    from weldnet.fusion import BatchNormReset, Comparison, Fusion, Refit, Report, Rescale, average, compare, fold, fuse
     from weldnet.structure import Check, Place, Power, Space, Structure, capture, check, power
     from weldnet.training import distil, fine_tune
 
@@ -63,6 +63,7 @@ _HOME = {
         "Rescale",
         "average",
         "compare",
+        "fold",
         "fuse",
     ),
     "weldnet.structure": ("Check", "Place", "Power", "Space", "Structure", "capture", "check", "power"),
@@ -111,6 +112,7 @@ __all__ = [
     "distil",
     "evaluate",
     "fine_tune",
+    "fold",
     "fuse",
     "load",
     "plane",

@@ -13,6 +13,7 @@ from weldnet._modules import bare
 from weldnet.activations import Inputs
 from weldnet.alignment._auto import AUTO, Choice, choose_auto
 from weldnet.alignment._diagnose import Diagnosis, SpaceRow, carry_all, diagnose_states
+from weldnet.alignment._folding import fold_couplings
 from weldnet.alignment._method import Alignment, AlignmentMethod, Problem, require_width
 from weldnet.alignment._registry import METHODS, describe, make_method, resolve
 from weldnet.alignment._transport import transport, truncation
@@ -49,6 +50,7 @@ __all__ = [
     "describe",
     "diagnose",
     "diagnose_states",
+    "fold_couplings",
     "make_method",
     "named_states",
     "require_width",

@@ -58,6 +58,13 @@ class Pictures:
             if other.axes != place.axes
         )
 
+    def features(self, network: str, space: Space, couplings: Mapping[str, Coupling]) -> Tensor:
+        """Put all that can be compared of a flat space side by side, shape (units, d); norms where that is nothing."""
+        numbers = self.places(space.name)
+        ready = [i for i in numbers if self.ready(i, couplings, (space,))]
+        rows = [self.rows(network, i, couplings) for i in ready]
+        return torch.cat(rows or [norms(self, network, i) for i in numbers], dim=1)
+
     def rows(self, network: str, number: int, couplings: Mapping[str, Coupling]) -> Tensor:
         """Unfold a network's tensor along one place, its other axes carried; shape (units, everything else)."""
         structure = self.structures[network]

@@ -143,7 +143,7 @@ class _Walk:
     # -- flat spaces -------------------------------------------------------------------------------
 
     def _couple_flat(self, space: Space) -> None:
-        features = {name: self._features(name, space) for name in self.couplings}
+        features = {name: self.pictures.features(name, space, done) for name, done in self.couplings.items()}
         first, support = next(iter(features.items()))
         if self.method.barycentre:
             found = self._barycentre(features)
@@ -152,14 +152,6 @@ class _Walk:
             found[first] = Permutation.identity(len(support))
         for name, coupling in found.items():
             self.couplings[name][space.name] = coupling
-
-    def _features(self, network: str, space: Space) -> Tensor:
-        """Put all that can be compared side by side, shape (units, d)."""
-        numbers = self.pictures.places(space.name)
-        done = self.couplings[network]
-        ready = [i for i in numbers if self.pictures.ready(i, done, (space,))]
-        rows = [self.pictures.rows(network, i, done) for i in ready]
-        return torch.cat(rows or [norms(self.pictures, network, i) for i in numbers], dim=1)
 
     def _barycentre(self, features: Mapping[str, Tensor], steps: int = 20) -> dict[str, Coupling]:
         """Move the universe's units to the mean of what arrives there, until they stay."""

@@ -1,5 +1,6 @@
 """Assignment: scores in, couplings out. Pure mathematics that knows no network."""
 
+from weldnet.assignment._cluster import cluster
 from weldnet.assignment._coupling import Coupling, NestedPlan, Permutation, Plan
 from weldnet.assignment._linear import best_permutation
 from weldnet.assignment._nested import BlockPlans, as_blocks, as_matrix, best_inside, block_sinkhorn, fit_inside, unfold
@@ -18,6 +19,7 @@ __all__ = [
     "best_inside",
     "best_permutation",
     "block_sinkhorn",
+    "cluster",
     "entropic_plan",
     "exact_plan",
     "fit_inside",

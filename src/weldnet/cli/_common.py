@@ -19,6 +19,7 @@ __all__ = [
     "Device",
     "FolderInput",
     "FolderModel",
+    "FolderModels",
     "InputSpec",
     "Json",
     "Method",
@@ -60,6 +61,16 @@ FOLDERS_DO_WITHOUT = "(required, except for folders with a config.json)"
 FolderModel = Annotated[
     str | None,
     typer.Option("--model", metavar="SPEC", help=f"{MODEL_HELP} {FOLDERS_DO_WITHOUT}", show_default=False),
+]
+FolderModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help=f"{MODEL_HELP} May be given once for each network, in their order, where widths differ. "
+        f"{FOLDERS_DO_WITHOUT}",
+        show_default=False,
+    ),
 ]
 FolderInput = Annotated[
     str | None,

@@ -34,7 +34,7 @@ class FuseConfig(BaseModel):
 
     networks: list[Path] = []
     output: Path | None = None
-    model: str | None = None
+    model: str | list[str] | None = None
     input: str | None = None
     outputs: Annotated[list[str] | None, BeforeValidator(_names)] = None
     route: str = "auto"
@@ -45,11 +45,17 @@ class FuseConfig(BaseModel):
     data: str | None = None
     samples: Annotated[int, Field(ge=1)] = 512
     size: Annotated[float, Field(gt=0)] = 1.0
+    into: str | None = None
     report: Path | None = None
     alignment_out: Path | None = None
     check: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
     device: str | None = None
+
+    @property
+    def models(self) -> list[str]:
+        """The model specs: none, one for all networks, or one for each."""
+        return [self.model] if isinstance(self.model, str) else self.model or []
 
     def to_yaml(self) -> str:
         """Return the settings as a config file."""

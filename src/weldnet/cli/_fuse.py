@@ -14,7 +14,7 @@ from weldnet.cli._common import (
     DATA_NOTE,
     NETWORKS_HELP,
     FolderInput,
-    FolderModel,
+    FolderModels,
     Json,
     Options,
     Outputs,
@@ -50,7 +50,7 @@ def fuse(
             "(required)",
         ),
     ] = None,
-    model: FolderModel = None,
+    model: FolderModels = None,
     example_input: FolderInput = None,
     outputs: Outputs = None,
     route: RouteIfAny = None,
@@ -82,6 +82,15 @@ def fuse(
         int | None, typer.Option("--samples", help="Unlabelled images for the repair. (default: 512)")
     ] = None,
     size: Annotated[float | None, typer.Option("--size", help="Of the result, in parents. (default: 1.0)")] = None,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            "--into",
+            metavar="NAME",
+            help="The network, by its file's name without extension, whose class, widths and order the result has; "
+            "other widths need --method optimal_transport. (default: the first)",
+        ),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write the table: .html, .json or .md.")
     ] = None,
@@ -127,6 +136,7 @@ def fuse(
         "data": data,
         "samples": samples,
         "size": size,
+        "into": into,
         "report": report,
         "alignment_out": alignment_out,
         "check": check,
@@ -160,7 +170,7 @@ def _fuse(settings: FuseConfig) -> Fusion:
     choose_method(settings.method, settings.options, has_data=settings.data is not None and settings.repair != "none")
     check_device(settings.device)
     _note_same_files(settings.networks)
-    networks = gather_networks(settings.model, settings.networks)
+    networks = gather_networks(settings.models, settings.networks)
     first = next(iter(networks.values()))
     example_input = make_input(settings.input, first, seed=settings.seed)
     unlabelled, labelled = _load_data(settings)
@@ -176,6 +186,7 @@ def _fuse(settings: FuseConfig) -> Fusion:
             data=unlabelled,
             evaluate_on=labelled,
             size=settings.size,
+            into=settings.into,
             check=settings.check,
             seed=settings.seed,
             device=settings.device,
@@ -239,7 +250,13 @@ def _check_settings(settings: FuseConfig) -> None:
     if settings.output is None:
         raise UsageError("fusing needs -o OUT; see weldnet fuse --help")
     require_files(settings.networks)
-    require_model(settings.model, settings.input, settings.networks, "fuse")
+    if len(settings.models) not in (0, 1, len(settings.networks)):
+        raise UsageError(
+            f"--model is given {len(settings.models)} times for {len(settings.networks)} networks; give it once, or "
+            "once for each network in their order"
+        )
+    for spec in settings.models or [None]:
+        require_model(spec, settings.input, settings.networks, "fuse")
     check_route(settings.route)
     check_method(settings.method)
     check_repair(settings.repair, settings.data)

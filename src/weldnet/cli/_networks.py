@@ -21,11 +21,12 @@ __all__ = ["align_networks", "gather_networks", "load_network", "name_files"]
 _INDEX = ".index.json"
 
 
-def gather_networks(spec: str | None, files: Sequence[Path]) -> dict[str, nn.Module]:
+def gather_networks(spec: str | Sequence[str] | None, files: Sequence[Path]) -> dict[str, nn.Module]:
     """Load networks by the names of `name_files`.
 
     Args:
-        spec: the model; None if all files are folders of the transformers library, which say it themselves.
+        spec: the model, or one for each file; None (or nothing) if all files are folders of the transformers library,
+            which say it themselves.
         files: checkpoints.
 
     Raises:
@@ -36,6 +37,13 @@ def gather_networks(spec: str | None, files: Sequence[Path]) -> dict[str, nn.Mod
     from weldnet.cli._pretrained import load_pretrained, require_alike
 
     names = name_files(files)
+    if spec is not None and not isinstance(spec, str):
+        if len(spec) > 1:
+            return {
+                name: load_network(build_model(each), file, name)
+                for name, each, file in zip(names, spec, files, strict=True)
+            }
+        spec = spec[0] if spec else None
     from_folders = spec is None or is_pretrained(Path(spec))
     folders = [file for file in files if from_folders and is_pretrained(file)]
     if folders:

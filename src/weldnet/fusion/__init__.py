@@ -8,6 +8,7 @@ from weldnet.fusion._calibrate import Calibrate
 from weldnet.fusion._chain import Chain
 from weldnet.fusion._compare import compare
 from weldnet.fusion._comparison import Combination, Comparison, Reference
+from weldnet.fusion._fold import fold
 from weldnet.fusion._fuse import fuse
 from weldnet.fusion._fusion import Fusion
 from weldnet.fusion._protocol import NoRepair, Repair
@@ -40,6 +41,7 @@ __all__ = [
     "WeightNorms",
     "average",
     "compare",
+    "fold",
     "fuse",
     "make_repair",
     "normalise_weights",
