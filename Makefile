@@ -39,6 +39,8 @@ study: $(VENV)/.dev        ## hours: trains the study's networks, writes docs/re
 	$(BIN)/python studies/main_job.py --out docs/results/main-job.jsonl --table docs/results/main-job.md
 	$(BIN)/python studies/toolbox_study.py --out docs/results/toolbox.jsonl
 	$(BIN)/python studies/toolbox_study.py --out docs/results/toolbox.jsonl --table docs/results/toolbox.md
+	$(BIN)/python studies/widths_study.py --out docs/results/widths.jsonl
+	$(BIN)/python studies/widths_study.py --out docs/results/widths.jsonl --table docs/results/widths.md
 	$(BIN)/python studies/structure_fuzz.py --networks 10000 --out docs/results/structure-fuzz.jsonl \
 		--page docs/results/structure-fuzz.md
 

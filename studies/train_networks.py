@@ -93,7 +93,8 @@ def _width_sets() -> dict[str, NetworkSet]:
         name: replace(_CNN, options={"width": w}, seeds=(0, 1, 2))
         for name, w in (("mnist-cnn", 1.0), ("mnist-cnn-w150", 1.5))
     }
-    return mlps | cnns
+    vgg = replace(_VGG, options={**_VGG.options, "width": 0.375}, seeds=(0, 1, 2))
+    return mlps | cnns | {"cifar10-vgg11q-w150": vgg}
 
 
 def _split_sets() -> dict[str, NetworkSet]:
