@@ -41,6 +41,7 @@ SETS = {
     "mnist-mlp-val": ("mnist", "mlp", {}),
     "mnist-cnn-val": ("mnist", "simple_cnn", {"image_size": 28}),
     "cifar10-vgg11q-val": ("cifar10", "vgg11", _VGG),
+    "cifar10-vgg11bnq-val": ("cifar10", "vgg11", {"width": 0.25, "batch_norm": True}),
     "cifar10-resnet20-val": ("cifar10", "resnet20", {}),
     "mnist-mlp": ("mnist", "mlp", {}),
     "cifar10-vgg11q": ("cifar10", "vgg11", _VGG),

@@ -123,6 +123,7 @@ SETS: dict[str, NetworkSet] = {
     "cifar10-vgg11q": _VGG,
     "cifar10-resnet20-val": replace(_RESNET, seeds=_VALIDATION[:2]),
     "cifar10-vgg11bnq": _VGG_BN,
+    "cifar10-vgg11bnq-val": replace(_VGG_BN, seeds=_VALIDATION[:2]),
     "cifar10-resnet20": _RESNET,
     "cifar10-vgg11bnh": _VGG_BN_HALF,
     **_split_sets(),
