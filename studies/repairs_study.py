@@ -80,7 +80,7 @@ def groups(name: str, files: list[Path]) -> list[tuple[Path, ...]]:
     return [*pairs, tuple(files[:4])] if name == "cifar10-vgg11q" and len(files) >= 4 else pairs
 
 
-def run(nets: Path, out: Path, only: list[str]) -> None:
+def run(nets: Path, out: Path, only: list[str], wanted: list[str]) -> None:
     """Repair everything that is not in the records yet."""
     records = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     done = {(r["set"], r["networks"], r["repair"]) for r in records}
@@ -91,7 +91,7 @@ def run(nets: Path, out: Path, only: list[str]) -> None:
         repairs = {**REPAIRS, **(TRIED if validation else {})}
         for group in groups(name, files) if not only or name in only else []:
             names = ",".join(f.stem for f in group)
-            todo = [label for label in repairs if (name, names, label) not in done]
+            todo = [label for label in wanted or repairs if label in repairs and (name, names, label) not in done]
             if not todo:
                 continue
             train = data.load(source, split="train", limit=3512)
@@ -182,12 +182,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--sets", nargs="*", default=[], help="only these sets")
+    parser.add_argument("--repairs", nargs="*", default=[], help="only these repairs")
     args = parser.parse_args()
     if args.table:
         table(args.out, args.table)
     else:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        run(args.nets, args.out, args.sets)
+        run(args.nets, args.out, args.sets, args.repairs)
 
 
 if __name__ == "__main__":
