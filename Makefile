@@ -41,6 +41,10 @@ study: $(VENV)/.dev        ## hours: trains the study's networks, writes docs/re
 	$(BIN)/python studies/toolbox_study.py --out docs/results/toolbox.jsonl --table docs/results/toolbox.md
 	$(BIN)/python studies/widths_study.py --out docs/results/widths.jsonl
 	$(BIN)/python studies/widths_study.py --out docs/results/widths.jsonl --table docs/results/widths.md
+	$(BIN)/python studies/size_study.py --out docs/results/size.jsonl
+	$(BIN)/python studies/size_study.py --choice --out docs/results/size-choice.jsonl
+	$(BIN)/python studies/size_study.py --out docs/results/size.jsonl --choices docs/results/size-choice.jsonl \
+		--page docs/results/size.md
 	$(BIN)/python studies/structure_fuzz.py --networks 10000 --out docs/results/structure-fuzz.jsonl \
 		--page docs/results/structure-fuzz.md
 

@@ -285,7 +285,7 @@ def test_an_unknown_method_option(refused, option, words):
         (["--metod", "gamf"], ["--metod"]),
         (["--repair", "magic"], ["'magic'", "auto"]),
         (["--repair", "data"], ["--data"]),
-        (["--size", "1.5"], ["1.5"]),
+        (["--size", "2.5"], ["2.5", "2 (every parent kept whole)"]),
         (["--size", "big"], ["big"]),
         (["--samples", "0"], ["samples"]),
         (["--seed", "-1"], ["seed"]),

@@ -596,7 +596,11 @@ def refusals():
     nan = copy.deepcopy(b)
     next(nan.parameters()).data[0, 0] = math.nan
     return {
-        "size": (lambda: fuse([a, b], x, size=1.5), UsageError, r"size 1\.5"),
+        "size below 1": (lambda: fuse([a, b], x, size=0.5), UsageError, r"size is 0\.5; .*from 1 .* to 2"),
+        "size above the parents": (lambda: fuse([a, b], x, size=2.5), UsageError, r"size is 2\.5; .*from 1 .* to 2"),
+        "size that is no number": (lambda: fuse([a, b], x, size="big"), UsageError, "size is 'big'"),
+        "size that is not a number": (lambda: fuse([a, b], x, size=math.nan), UsageError, "size is nan"),
+        "size that is a switch": (lambda: fuse([a, b], x, size=True), UsageError, "size is True"),
         "one network": (lambda: fuse([a], x), UsageError, "two networks or more; got 1"),
         "no network": (lambda: fuse([], x), UsageError, "two networks or more; got 0"),
         "method": (lambda: fuse([a, b], x, method="magic"), UsageError, "magic"),

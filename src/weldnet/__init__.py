@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         diagnose,
         transport,
     )
-    from weldnet.checkpoints import load
+    from weldnet.checkpoints import load, load_model
     from weldnet.errors import CaptureError, StructureError, WeldnetError, WidthError
     from weldnet.evaluation import Barrier, Metrics, Plane, barrier, evaluate, plane
     from weldnet.fusion import BatchNormReset, Comparison, Fusion, Refit, Report, Rescale, average, compare, fold, fuse
@@ -51,7 +51,7 @@ _HOME = {
         "diagnose",
         "transport",
     ),
-    "weldnet.checkpoints": ("load",),
+    "weldnet.checkpoints": ("load", "load_model"),
     "weldnet.errors": ("CaptureError", "StructureError", "WeldnetError", "WidthError"),
     "weldnet.evaluation": ("Barrier", "Metrics", "Plane", "barrier", "evaluate", "plane"),
     "weldnet.fusion": (
@@ -115,6 +115,7 @@ __all__ = [
     "fold",
     "fuse",
     "load",
+    "load_model",
     "plane",
     "power",
     "transport",

@@ -142,6 +142,8 @@ def carry_channels(
     """
     ends, end_structure, channels = target or (places, structure, rows.shape[1])
     moved = rows.clone() if channels == rows.shape[1] else rows.new_zeros(len(rows), channels)
+    if channels != rows.shape[1]:
+        moved[:, _fixed(ends, end_structure, channels)] = rows[:, _fixed(places, structure, rows.shape[1])]
     for place, end in zip(places, ends, strict=True):
         coupling = couplings.get(place.space)
         if coupling is None:
@@ -155,3 +157,11 @@ def carry_channels(
         shares = plan / plan.sum(0).clamp_min(torch.finfo(plan.dtype).tiny)
         moved[:, goal] = torch.einsum("rac,au->ruc", rows[:, source], shares)
     return moved
+
+
+def _fixed(places: Sequence[Place], structure: Structure, channels: int) -> Tensor:
+    """The channels that lie in no space: there are as many at every width."""
+    free = torch.ones(channels, dtype=torch.bool)
+    for place in places:
+        free[torch.as_tensor(structure.positions(place)).flatten()] = False
+    return free.nonzero().flatten()

@@ -2,6 +2,7 @@
 
 from weldnet.assignment._cluster import cluster
 from weldnet.assignment._coupling import Coupling, NestedPlan, Permutation, Plan
+from weldnet.assignment._injection import injection, targets_of
 from weldnet.assignment._linear import best_permutation
 from weldnet.assignment._nested import BlockPlans, as_blocks, as_matrix, best_inside, block_sinkhorn, fit_inside, unfold
 from weldnet.assignment._sinkhorn import Potentials, sinkhorn, standardise
@@ -23,7 +24,9 @@ __all__ = [
     "entropic_plan",
     "exact_plan",
     "fit_inside",
+    "injection",
     "sinkhorn",
     "standardise",
+    "targets_of",
     "unfold",
 ]

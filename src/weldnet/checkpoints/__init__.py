@@ -11,16 +11,19 @@ from weldnet.checkpoints._paths import SUFFIXES
 from weldnet.checkpoints._prefix import match_prefix, prefix_hint
 from weldnet.checkpoints._provenance import provenance, tensors_sha256
 from weldnet.checkpoints._read import file_sha256, load, read_metadata
+from weldnet.checkpoints._resize import WIDTHS, load_model, read_widths, resized
 from weldnet.checkpoints._save import save
 from weldnet.checkpoints._write import atomic_path, check_writable
 
 __all__ = [
     "SUFFIXES",
+    "WIDTHS",
     "atomic_path",
     "check_writable",
     "file_sha256",
     "load",
     "load_into",
+    "load_model",
     "match_keys",
     "match_model",
     "match_prefix",
@@ -28,6 +31,8 @@ __all__ = [
     "prefix_hint",
     "provenance",
     "read_metadata",
+    "read_widths",
+    "resized",
     "save",
     "tensors_sha256",
     "validate_finite",

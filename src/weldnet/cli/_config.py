@@ -44,7 +44,7 @@ class FuseConfig(BaseModel):
     repair: str = "auto"
     data: str | None = None
     samples: Annotated[int, Field(ge=1)] = 512
-    size: Annotated[float, Field(gt=0)] = 1.0
+    size: Annotated[float, Field(ge=1)] = 1.0
     into: str | None = None
     report: Path | None = None
     alignment_out: Path | None = None

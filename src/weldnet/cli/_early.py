@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from weldnet._shares import check_weights
+from weldnet._shares import check_size, check_weights
 from weldnet.errors import CheckpointError, UsageError
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check_method",
     "check_repair",
     "check_route",
+    "check_size",
     "check_weights",
     "close",
     "is_factory",

@@ -81,7 +81,10 @@ def fuse(
     samples: Annotated[
         int | None, typer.Option("--samples", help="Unlabelled images for the repair. (default: 512)")
     ] = None,
-    size: Annotated[float | None, typer.Option("--size", help="Of the result, in parents. (default: 1.0)")] = None,
+    size: Annotated[
+        float | None,
+        typer.Option("--size", help="In parents, 1 to their number: what matches badly is kept apart. (default: 1.0)"),
+    ] = None,
     into: Annotated[
         str | None,
         typer.Option(
@@ -238,6 +241,7 @@ def _check_settings(settings: FuseConfig) -> None:
         check_method,
         check_repair,
         check_route,
+        check_size,
         check_weights,
         require_files,
         require_model,
@@ -263,6 +267,7 @@ def _check_settings(settings: FuseConfig) -> None:
     if settings.weights is not None:
         weights = settings.weights.values() if isinstance(settings.weights, dict) else settings.weights
         check_weights(list(weights), len(settings.networks))
+    check_size(settings.size, len(settings.networks))
     if settings.data is not None:
         check_data(settings.data)
 
@@ -282,6 +287,11 @@ def _check_outputs(settings: FuseConfig) -> None:
         refuse_suffix(settings.output, WRITTEN_SUFFIXES)
     elif os.path.lexists(settings.output):
         raise UsageError(f"{str(settings.output)!r} is there already; a folder is written anew: choose another name")
+    if settings.size != 1 and settings.output.suffix != ".safetensors":
+        raise UsageError(
+            f"{str(settings.output)!r} has no place for the widths of a network of size {settings.size:g}; "
+            "give -o OUT.safetensors"
+        )
     if settings.report is not None:
         refuse_suffix(settings.report, REPORT_SUFFIXES)
     if settings.alignment_out is not None:

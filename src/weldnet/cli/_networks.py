@@ -103,10 +103,12 @@ def align_networks(
 def load_network(model: nn.Module, file: Path, name: str) -> nn.Module:
     """Return a copy of a model with the weights of a file; a prefix that all keys share is no hindrance.
 
+    It gets as wide as the network in the file, where weldnet widened that.
+
     Raises:
         CheckpointError: the file cannot be read, does not fit the model, or holds NaN or Inf.
     """
-    from weldnet.checkpoints import load, load_into, match_prefix, prefix_hint, validate_finite
+    from weldnet.checkpoints import load, load_into, match_prefix, prefix_hint, read_widths, resized, validate_finite
 
     network = copy.deepcopy(model)
     state, stripped, added = match_prefix(load(file), network)
@@ -114,6 +116,7 @@ def load_network(model: nn.Module, file: Path, name: str) -> nn.Module:
         done = f"without their prefix {stripped!r}" if stripped else f"with the prefix {added!r}"
         say(f"{file}: all keys are read {done}, which makes them the model's", kind="note")
     try:
+        network = network if read_widths(file) is None else resized(network, state)
         load_into(network, state, name)
     except CheckpointError as error:
         hint = prefix_hint(state, network)

@@ -153,16 +153,32 @@ class Bench:
         """
         return {name: self._rows_of(name, step, inputs) for name in self.shares}
 
-    def mean(self, rows: Mapping[str, Tensor]) -> Tensor:
-        """Return the parents' mean by their shares.
+    def mean(self, rows: Mapping[str, Tensor], step: Step) -> Tensor:
+        """Return the parents' mean by their shares; at a unit that some of them have, the mean of those.
 
         It is written as the first parent and what the others differ by, so that equal parents give their very value.
         """
         first, *others = self.shares
         total = rows[first].clone()
+        owned = self._owned(step)
+        if owned is not None:
+            shares = {name: owned[name].to(total.device) * share for name, share in self.shares.items()}
+            whole = torch.stack(list(shares.values())).sum(0)
+            total.mul_((shares[first] / whole).to(total.dtype))
+            for name in others:
+                total.add_(rows[name].to(total.device, total.dtype) * (shares[name] / whole).to(total.dtype))
+            return total
         for name in others:
             total.add_(rows[name].to(total.device, total.dtype) - rows[first], alpha=self.shares[name])
         return total
+
+    def _owned(self, step: Step) -> dict[str, Tensor] | None:
+        """Which channels of a step each parent has, by 1 and 0; None if each of them has all."""
+        owned: dict[str, Tensor] = {}
+        for name in self.shares:
+            layer = self._parents[name][step.last.name]
+            owned[name] = self._carried(name, layer, step, torch.ones(1, layer.channels, dtype=torch.float64))[0]
+        return None if all(bool((o > 0).all()) for o in owned.values()) else {n: o.sign() for n, o in owned.items()}
 
     def _rows_of(self, name: str, step: Step, inputs: Tensor) -> Tensor:
         layer = self._parents[name][step.last.name]
@@ -176,9 +192,12 @@ class Bench:
         parent = self._averaged.parents[name]
         with observed(parent, [layer], visit):
             _run_until(parent, inputs)
+        return self._carried(name, layer, step, torch.cat(rows))
+
+    def _carried(self, name: str, layer: Layer, step: Step, rows: Tensor) -> Tensor:
         goal = (step.last.places, self._averaged.structure, step.last.channels)
         couplings = self._averaged.alignment.couplings.get(name, {})
-        return carry_channels(torch.cat(rows), layer.places, self._structure(name), couplings, goal)
+        return carry_channels(rows, layer.places, self._structure(name), couplings, goal)
 
     def _structure(self, name: str) -> Structure:
         return self._averaged.structures.get(name, self._averaged.structure)

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from weldnet._arrays import find_device
 from weldnet._modules import no_module
+from weldnet._shares import check_size
 from weldnet.activations import Inputs, held
 from weldnet.alignment import AlignmentMethod, describe, diagnose_states, make_method, resolve
 from weldnet.errors import UsageError
@@ -21,7 +22,8 @@ from weldnet.fusion._fusion import Fusion
 from weldnet.fusion._judging import Judge, make_judge, notes, scored
 from weldnet.fusion._repair import Repair, make_repair
 from weldnet.fusion._report import Report, Row
-from weldnet.fusion._steps import Clock, align_parents, average_parents, naive_average, prepare
+from weldnet.fusion._size import average_at, size_notes
+from weldnet.fusion._steps import Clock, align_parents, naive_average, prepare
 from weldnet.fusion._variances import with_variances
 
 __all__ = ["fuse"]
@@ -65,7 +67,9 @@ def fuse(
             labels in it are ignored.
         evaluate_on: what fills the report's scores, and nothing else: (inputs, labels), a labelled Dataset or
             DataLoader, or a function of a network that returns a number or several by name.
-        size: of the fused network in parents; this version makes 1.0.
+        size: of the fused network in parents, from 1.0 (everything averaged) to their number (every parent kept
+            whole, which answers as the mean of their outputs). In between, the units that match worst are kept side by
+            side; numbers that are 0 just because they lie between such units do not count.
         into: the network, by name, whose class, widths and order the fused one has; the first if None. Networks of
             one architecture and other widths need a method for that: ``"optimal_transport"``.
         check: prove the structure on every parent before anything is averaged.
@@ -92,11 +96,10 @@ def fuse(
         >>> [row.role for row in result.report.rows]
         ['parent', 'parent', 'naive', 'fused']
     """
-    if size != 1.0:
-        raise UsageError(f"size {size} is not available in this version; leave it at 1.0")
     method, reason = resolve(method, has_data=data is not None)
     chosen = make_method(method, **options)
     _check_arguments(networks, example_input, data, seed)
+    size = check_size(size, max(1, len(networks)))
     judge = make_judge(evaluate_on)
     target = find_device(device)
     data = None if data is None else held(data)
@@ -115,12 +118,12 @@ def fuse(
     )
     aligned = align_parents(prepared, chosen, clock, data=data, device=target)
     with clock.step("average"):
-        averaged = average_parents(prepared, aligned)
+        averaged, sized = average_at(size, prepared, aligned)
     with clock.step("repair"):
         mend = make_repair(repair, averaged.model)
         repaired = with_variances(averaged, mend(averaged, data), data)
-    parents, structure, alignment = prepared.parents, prepared.structure, aligned.alignment
-    diagnosis = diagnose_states(alignment, parents.states, structure, aligned.states)
+    parents, structure, alignment = prepared.parents, prepared.structure, averaged.alignment
+    diagnosis = diagnose_states(aligned.alignment, parents.states, structure, aligned.states)
     with clock.step("evaluate"):
         naive = naive_average(prepared, averaged)
         if judge is not None:
@@ -135,6 +138,7 @@ def fuse(
     if prepared.structures:
         rows = [replace(row, name="naive truncation") if row.role == "naive" else row for row in rows]
     used = None if chosen.needs_data else data
+    parameters = sum(p.numel() for p in repaired.model.parameters())
     report = Report(
         rows=tuple(rows),
         method=f"{describe(chosen)} ({reason})" if reason else describe(chosen),
@@ -143,11 +147,13 @@ def fuse(
         check=prepared.proof,
         spaces=len(structure.spaces),
         free_share=structure.free_share,
-        parameters=sum(p.numel() for p in repaired.model.parameters()),
+        parameters=parameters,
+        size=sized,
         seconds=clock.seconds,
         repair_numbers=repaired.numbers,
         diagnosis=diagnosis,
         notes=(
+            *size_notes(sized, parameters),
             *notes(rows, structure, alignment, repaired.model is averaged.model, repaired.model, used),
             *strangeness(averaged, data),
         ),
@@ -159,10 +165,11 @@ def fuse(
         "weights": dict(parents.shares),
         "into": parents.into,
         "repair": repaired.summary,
+        "size": size,
         "check": check,
         "seed": seed,
     }
-    return Fusion(repaired.model, alignment, structure, report, config, parents.fingerprints())
+    return Fusion(repaired.model, alignment, averaged.structure, report, config, parents.fingerprints())
 
 
 def _check_arguments(networks: Any, example_input: Any, data: Any, seed: Any) -> None:

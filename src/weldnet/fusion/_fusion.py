@@ -6,12 +6,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor, nn
 
 from weldnet.alignment import Alignment
-from weldnet.checkpoints import provenance, save
+from weldnet.checkpoints import WIDTHS, provenance, save
+from weldnet.errors import CheckpointError
 from weldnet.fusion._report import Report
 from weldnet.structure import Structure
 
@@ -55,9 +57,21 @@ class Fusion:
                 the parents' tensors do.
 
         Raises:
-            CheckpointError: the file cannot be written; nothing is left behind.
+            CheckpointError: the file cannot be written, or has no place for the widths of a network that is wider than
+                its parents; nothing is left behind.
         """
+        if self.widths and Path(path).suffix != ".safetensors":
+            raise CheckpointError(
+                f"{str(path)!r}: only .safetensors has a place for the widths of a network that is wider than its "
+                "parents; choose that extension"
+            )
         save(self.state_dict(), path, metadata=self.provenance(files))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How many units each space has that was made wider than the parents'; empty at size 1."""
+        apart = self.report.size.apart if self.report.size is not None else {}
+        return {space: after for space, (_, after) in apart.items()}
 
     def provenance(self, files: Sequence[str | os.PathLike[str]] = ()) -> dict[str, str]:
         """Return where the fused network comes from, as :meth:`save` writes it.
@@ -71,4 +85,6 @@ class Fusion:
         metadata = provenance(files, dict(self.config), int(self.config.get("seed", 0)))
         if not files:
             metadata["parents"] = json.dumps([{"name": n, "tensors_sha256": h} for n, h in self.parents.items()])
+        if self.widths:
+            metadata[WIDTHS] = json.dumps(self.widths)
         return metadata

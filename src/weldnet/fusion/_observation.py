@@ -77,9 +77,9 @@ def observe(bench: Bench, step: Step, batches: Sequence[Tensor], *, rows: int = 
             found.parents[name].add(values)
         if not rows:
             continue
-        mean, rectified = bench.mean(parents), None
+        mean, rectified = bench.mean(parents, step), None
         if step.rectified:
-            rectified = bench.mean({name: values.relu() for name, values in parents.items()})
+            rectified = bench.mean({name: values.relu() for name, values in parents.items()}, step)
         start = 0
         quota = max(1, rows * len(inputs) // (total * len(calls)))
         for call in calls:
@@ -114,8 +114,8 @@ def rescale(bench: Bench, step: Step, found: Observation, *, shift: bool) -> tup
     """
     norm = bench.modules[step.norm.name] if step.norm is not None else None
     own = found.inner.deviation
-    wanted = bench.mean({name: sums.deviation for name, sums in found.parents.items()})
-    center = bench.mean({name: sums.mean for name, sums in found.parents.items()})
+    wanted = bench.mean({name: sums.deviation for name, sums in found.parents.items()}, step)
+    center = bench.mean({name: sums.mean for name, sums in found.parents.items()}, step)
     alive = own > 1e-12 * own.max()
     if isinstance(norm, _BatchNorm):
         slope = torch.where(alive, wanted / own.where(alive, torch.ones_like(own)), read_slope(norm).abs())

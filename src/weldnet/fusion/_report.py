@@ -9,6 +9,7 @@ from typing import Any, final
 
 from weldnet._words import counted
 from weldnet.alignment import Diagnosis
+from weldnet.fusion._size import Sized
 
 __all__ = ["Report", "Row", "score_text"]
 
@@ -51,6 +52,7 @@ class Report:
         spaces: number of spaces that were aligned.
         free_share: share of the hidden positions that can be renumbered.
         parameters: numbers in the fused network.
+        size: what was kept side by side, and what that takes; None where everything was averaged.
         seconds: by step.
         repair_numbers: what the repair measured.
         diagnosis: how well each space was matched.
@@ -67,6 +69,7 @@ class Report:
     parameters: int
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    size: Sized | None = None
     repair_numbers: Mapping[str, Any] = field(default_factory=dict[str, Any])
     diagnosis: Diagnosis = field(default_factory=lambda: Diagnosis(()))
 
@@ -111,7 +114,7 @@ class Report:
             f"check      {self.check}",
             f"repair     {self.repair}",
             *self._variance(),
-            f"size       {self.parameters:,} parameters",
+            f"size       {self.parameters:,} parameters" + ("" if self.size is None else f"; {self.size}"),
             f"seconds    {times}",
             *self._agreement(),
             *(f"note       {note}" for note in self.notes),

@@ -187,7 +187,13 @@ def naive_average(prepared: Prepared, averaged: Averaged) -> Averaged:
     )
     states = list(prepared.carried(still.couplings).values()) if prepared.structures else list(parents.states.values())
     state = average(states, list(parents.shares.values()))
-    return replace(averaged, model=_with_state(parents.first, state), alignment=still)
+    return replace(
+        averaged,
+        model=_with_state(parents.first, state),
+        structure=prepared.structure,
+        alignment=still,
+        structures=prepared.structures,
+    )
 
 
 def _gather(networks: Any, weights: Sequence[float] | Mapping[str, float] | None, into: str | None) -> Parents:

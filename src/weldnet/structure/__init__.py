@@ -6,13 +6,14 @@ from weldnet.structure._check import Check, check, random_renumbering
 from weldnet.structure._draw import draw_dot, layer_order
 from weldnet.structure._move import axes_in_view, renumber, unit_rows
 from weldnet.structure._outputs import output_tensors
-from weldnet.structure._power import Power, power
+from weldnet.structure._power import Power, live_referee, power
 from weldnet.structure._referee import Referee
 from weldnet.structure._routes import ROUTES
 from weldnet.structure._same import same_group
 from weldnet.structure._spec import Frozen, Layout, Place, Space, Structure
 from weldnet.structure._svg import draw_svg
 from weldnet.structure._tree import tree
+from weldnet.structure._widen import Wider, used_entries, widened, wider_shape
 from weldnet.structure._widths import Shares, blend, require_correspondence
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Shares",
     "Space",
     "Structure",
+    "Wider",
     "axes_in_view",
     "blend",
     "block_space",
@@ -37,6 +39,7 @@ __all__ = [
     "draw_dot",
     "draw_svg",
     "layer_order",
+    "live_referee",
     "output_tensors",
     "partners",
     "power",
@@ -46,4 +49,7 @@ __all__ = [
     "same_group",
     "tree",
     "unit_rows",
+    "used_entries",
+    "widened",
+    "wider_shape",
 ]

@@ -20,7 +20,7 @@ from weldnet.structure._move import renumber
 from weldnet.structure._referee import Referee, blame, require_fit
 from weldnet.structure._spec import Structure
 
-__all__ = ["Power", "power"]
+__all__ = ["Power", "live_referee", "power"]
 
 #: A tensor below this power, or below what the check allows, is one for which the check proves nothing.
 EVIDENCE = 1e-6
@@ -133,7 +133,7 @@ def power(model: nn.Module, example_input: Any, structure: Structure, *, seed: i
     deaf: set[str] = set(moved)
     worst, tried, tolerance = 0.0, 0, 0.0
     for _ in range(ATTEMPTS):
-        referee = _live(model, example_input, structure, moved, generator)
+        referee = live_referee(model, example_input, structure, generator)
         tolerance = referee.tolerance
         sources = _moving(structure, generator)
         for drawn in (sources, _moving(structure, generator)):
@@ -150,17 +150,21 @@ def power(model: nn.Module, example_input: Any, structure: Structure, *, seed: i
     return Power(found, tuple(n for n in moved if n in deaf), worst, tolerance, tried)
 
 
-def _live(
-    model: nn.Module, example_input: Any, structure: Structure, moved: Iterable[str], generator: torch.Generator
-) -> Referee:
-    """Return a referee of the model with live activations, at the largest gain at which it answers in numbers."""
+def live_referee(model: nn.Module, example_input: Any, structure: Structure, generator: torch.Generator) -> Referee:
+    """Return a referee of the model with live activations, at the largest gain at which it answers in numbers.
+
+    Raises:
+        StructureError: it answers with NaN or Inf at every gain.
+        ModelError: the model fails on the input.
+    """
     failure: StructureError | None = None
+    moved = frozenset(place.tensor for place in structure.places)
     example = draw_integers(copy.deepcopy(bare(model)).eval(), example_input, generator)
     # A model may have no answer to random inputs (a logarithm, say); then the example has to do.
     for x, gain in itertools.product((draw_floats(example, generator), example), GAINS):
 
         def prepare(twin: nn.Module, x: Any, gain: float = gain) -> None:
-            enliven(twin, x, frozenset(moved), generator, gain=gain)
+            enliven(twin, x, moved, generator, gain=gain)
 
         try:
             return Referee(model, x, generator, structure.outputs, prepare=prepare)

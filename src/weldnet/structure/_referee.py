@@ -78,23 +78,46 @@ class Referee:
 
         NaN if there is a NaN in them.
         """
-        changes = [self.change(state, index) for index in range(len(self.inputs))]
-        return max(changes) if all(change == change for change in changes) else float("nan")
+        return _worst(self.change(state, index) for index in range(len(self.inputs)))
+
+    def error_of(self, other: nn.Module) -> float:
+        """Return the largest relative difference between the outputs of another model and the own ones, on all inputs.
+
+        Args:
+            other: takes and gives the same, in the precision of :attr:`model`; its own tensors count.
+
+        Raises:
+            ModelError: it fails on an input, or answers in other shapes.
+        """
+        answers = [output_tensors(call(other.eval(), None, x), self.outputs) for x in self.inputs]
+        for now, before in zip(answers, self._answers, strict=True):
+            if [t.shape for t in now] != [t.shape for t in before]:
+                raise ModelError(f"{type(other).__name__} answers in other shapes; a width is written into it")
+        return _worst(_change(now, before) for now, before in zip(answers, self._answers, strict=True))
 
     def change(self, state: Mapping[str, Tensor], index: int = -1) -> float:
         """Return the largest relative change of the outputs on one input, as :meth:`error`."""
-        worst = 0.0
-        for now, before in zip(self._answer(state, self.inputs[index]), self._answers[index], strict=True):
-            if before.numel():
-                change = float((now.double() - before.double()).abs().max())
-                worst = max(worst, change / max(float(before.double().abs().max()), 1e-300) if change else 0.0)
-                if change != change:
-                    return float("nan")
-        return worst
+        return _change(self._answer(state, self.inputs[index]), self._answers[index])
 
     def _answer(self, state: Mapping[str, Tensor], x: Any) -> list[Tensor]:
         forget_cached(self.model)
         return output_tensors(call(self.model, state, x), self.outputs)
+
+
+def _change(answers: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    worst = 0.0
+    for now, before in zip(answers, expected, strict=True):
+        if before.numel():
+            change = float((now.double() - before.double()).abs().max())
+            worst = max(worst, change / max(float(before.double().abs().max()), 1e-300) if change else 0.0)
+            if change != change:
+                return float("nan")
+    return worst
+
+
+def _worst(changes: Iterable[float]) -> float:
+    found = list(changes)
+    return max(found) if all(change == change for change in found) else float("nan")
 
 
 def _in_double(model: nn.Module, example_input: Any) -> tuple[nn.Module, Any]:
