@@ -159,7 +159,11 @@ def table(out: Path, target: Path) -> None:
             lines.append(f"| *{label}* | " + " | ".join(cells) + " |")
         labels = [*REPAIRS, *(TRIED if wanted else ())]
         for label in labels:
-            lines.append(f"| {label} | " + " | ".join(_cell(columns[key].get(label, [])) for key in keys) + " |")
+            lines.append(
+                f"| {label} | "
+                + " | ".join(_cell(columns[key].get(label, []), len(columns[key]["none"])) for key in keys)
+                + " |"
+            )
     target.write_text("\n".join(lines) + "\n")
 
 
@@ -168,11 +172,13 @@ def _reference(records: list[dict], key: str) -> str:
     return f"{100 * statistics.mean(values):.2f}" if values else ""
 
 
-def _cell(records: list[dict]) -> str:
+def _cell(records: list[dict], count: int) -> str:
+    """Accuracy and loss; a cell with fewer groups than its column says so."""
     if not records:
         return ""
+    fewer = "" if len(records) == count else f" (only {','.join(r['networks'] for r in records)})"
     accuracy = 100 * statistics.mean(r["accuracy"] for r in records)
-    return f"{accuracy:.2f}, {statistics.mean(r['loss'] for r in records):.3f}"
+    return f"{accuracy:.2f}, {statistics.mean(r['loss'] for r in records):.3f}{fewer}"
 
 
 def main() -> None:
