@@ -31,6 +31,7 @@ COMMANDS = (
     "demo",
     "fuse",
     "compare",
+    "fold",
     "inspect",
     "check",
     "evaluate",
@@ -813,3 +814,26 @@ def test_fuse_takes_networks_of_other_widths(cli, tmp_path):
     assert code == 0
     assert "into: narrow" in printed
     assert f"- {specs['wide']}" in printed
+
+
+def test_fold_writes_the_narrower_network(cli, tmp_path):
+    wide, narrow = "mlp?sizes=64,12,9,10", "mlp?sizes=64,8,6,10"
+    checkpoints.save(build_model(wide).state_dict(), tmp_path / "wide.safetensors")
+    out = tmp_path / "folded.safetensors"
+    line = ["fold", tmp_path / "wide.safetensors", "-o", out, "--model", wide, "--into", narrow, "--input", "1,64"]
+    code, printed, _ = cli(*line, "--data", "digits", "--json")
+    assert code == 0
+    found = json.loads(printed)
+    assert found["wide"]["parameters"] > found["folded"]["parameters"]
+    assert 0 <= found["folded"]["accuracy"] <= 1
+    assert checkpoints.load(out)["layers.0.weight"].shape == (8, 64)
+    assert json.loads(checkpoints.read_metadata(out)["config"])["into"] == narrow
+    code, printed, error = cli(*line)
+    assert code == 0
+    assert "folded  parameters" in printed
+    assert f"wrote {out}" in error
+    code, _, error = cli(*line[:-3], wide.replace("12", "16"), *line[-2:])
+    assert code == 1
+    assert "has 12 units in the network and 16 in the one that it is to be folded into" in error
+    code, _, error = cli("fold", out, "-o", out, *line[4:])
+    assert code == 2

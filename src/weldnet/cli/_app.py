@@ -24,6 +24,7 @@ from weldnet.cli._common import say
 from weldnet.cli._compare import compare
 from weldnet.cli._demo import demo
 from weldnet.cli._evaluate import evaluate
+from weldnet.cli._fold import fold
 from weldnet.cli._fuse import fuse
 from weldnet.cli._inspect import inspect
 from weldnet.cli._plane import plane
@@ -34,7 +35,7 @@ __all__ = ["app", "main"]
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 _DEBUG = "--debug"
-_COMMANDS = (demo, fuse, compare, inspect, check, evaluate, barrier, plane, train, finetune)
+_COMMANDS = (demo, fuse, compare, fold, inspect, check, evaluate, barrier, plane, train, finetune)
 
 
 class _Interrupted(BaseException):
