@@ -154,7 +154,7 @@ def table(out: Path, target: Path) -> None:
         "Measured by us: `python studies/toolbox_study.py` (its docstring says how; the networks are those of",
         "`studies/train_networks.py`). Test accuracy in %, mean (deviation) over groups of networks; one-shot,",
         "nothing is fine-tuned. Repairs `data` and `refit`, and `activation_matching`, see 512 unlabelled training",
-        "images; the others see none.",
+        "images; the others see none. Seconds: wall time to align, transport and average, on a busy machine.",
         f"CIFAR-10 is a JPEG copy, scored on 5,000 test images. Records: `{out.name}`; commits {commits},",
         f"PyTorch {records[0]['torch']}, {records[0]['machine']}.",
     ]
@@ -168,7 +168,7 @@ def table(out: Path, target: Path) -> None:
             "",
             f"Parents {spread(parents)}, ensemble {spread(ensemble)}.",
             "",
-            "| method | " + " | ".join(REPAIRS) + " | CPU s to align |",
+            "| method | " + " | ".join(REPAIRS) + " | seconds |",
             "|---|" + "---|" * (len(REPAIRS) + 1),
         ]
         best = max((_mean(rows) for rows in by_cell.values()), default=0.0)
