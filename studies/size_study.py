@@ -55,8 +55,11 @@ def load(nets: Path, name: str, seeds: Iterable[int]) -> dict[str, nn.Module] | 
 
 def fused_record(networks: dict[str, nn.Module], size: float, scored: Any, unlabelled: Tensor) -> dict[str, Any]:
     """Fuse at one size and measure."""
-    result = weldnet.fuse(networks, unlabelled[:1], size=size, data=unlabelled, progress=False)
-    sized, whole = result.report.size, sum(p.numel() for p in next(iter(networks.values())).parameters())
+    first = next(iter(networks.values()))
+    normed = any(isinstance(module, nn.BatchNorm2d) for module in first.modules())
+    repair = weldnet.BatchNormReset() if normed else "none"
+    result = weldnet.fuse(networks, unlabelled[:1], size=size, data=unlabelled, repair=repair, progress=False)
+    sized, whole = result.report.size, sum(p.numel() for p in first.parameters())
     found = evaluation.evaluate(result.model, scored)
     return {
         "size": size,

@@ -12,6 +12,7 @@ from weldnet.alignment.activation_matching import ActivationMatching
 from weldnet.alignment.frank_wolfe import FrankWolfe
 from weldnet.alignment.gamf import Gamf
 from weldnet.alignment.identity import Identity
+from weldnet.alignment.matched_averaging import MatchedAveraging
 from weldnet.alignment.merge_many import MergeMany
 from weldnet.alignment.optimal_transport import OptimalTransport
 from weldnet.alignment.straight_through import StraightThrough
@@ -29,6 +30,7 @@ METHODS: dict[str, type[AlignmentMethod]] = {
     "activation_matching": ActivationMatching,
     "optimal_transport": OptimalTransport,
     "straight_through": StraightThrough,
+    "matched_averaging": MatchedAveraging,
 }
 
 

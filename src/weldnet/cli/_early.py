@@ -45,6 +45,7 @@ METHOD_NAMES = (
     "activation_matching",
     "optimal_transport",
     "straight_through",
+    "matched_averaging",
 )
 ROUTE_NAMES = ("auto", "dispatch", "export")
 REPAIR_NAMES = ("auto", "none", "weights", "synthetic", "data", "refit", "calibrate")

@@ -14,7 +14,7 @@ from weldnet._arrays import find_device
 from weldnet._modules import no_module
 from weldnet._shares import check_size
 from weldnet.activations import Inputs, held
-from weldnet.alignment import AlignmentMethod, describe, diagnose_states, make_method, resolve
+from weldnet.alignment import AlignmentMethod, Diagnosis, describe, diagnose_states, make_method, resolve
 from weldnet.errors import UsageError
 from weldnet.evaluation import Labelled
 from weldnet.fusion._familiar import strangeness
@@ -123,7 +123,9 @@ def fuse(
         mend = make_repair(repair, averaged.model)
         repaired = with_variances(averaged, mend(averaged, data), data)
     parents, structure, alignment = prepared.parents, prepared.structure, averaged.alignment
-    diagnosis = diagnose_states(aligned.alignment, parents.states, structure, aligned.states)
+    diagnosis = Diagnosis(())
+    if aligned.states:
+        diagnosis = diagnose_states(aligned.alignment, parents.states, structure, aligned.states)
     with clock.step("evaluate"):
         naive = naive_average(prepared, averaged)
         if judge is not None:

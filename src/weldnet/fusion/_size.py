@@ -10,13 +10,13 @@ from typing import final
 import torch
 
 from weldnet.alignment import Alignment, transport
-from weldnet.assignment import Coupling, Permutation, Plan, targets_of
+from weldnet.assignment import Coupling, Permutation, targets_of
 from weldnet.errors import FusionError, StructureError, UsageError
 from weldnet.fusion._averaged import Averaged
 from weldnet.fusion._budget import keep_apart
 from weldnet.fusion._room import Room, find_room, wider_model
-from weldnet.fusion._steps import Aligned, Prepared, average_parents
-from weldnet.structure import Referee, Structure, Wider, capture, used_entries
+from weldnet.fusion._steps import Aligned, Prepared, average_parents, grown_spaces, universe_size
+from weldnet.structure import Referee, Wider, capture, used_entries
 
 __all__ = ["Sized", "average_at", "size_notes"]
 
@@ -27,14 +27,14 @@ class Sized:
     """How large a fused network came out.
 
     Args:
-        asked: the budget, in parents.
+        asked: the budget, in parents; None where the method itself grew the network.
         used: numbers that are not 0 just because they lie between units kept apart, in parents.
         parameters: how many these are.
         apart: for every widened space its units before and after.
         kept: spaces that were not widened, with the reason.
     """
 
-    asked: float
+    asked: float | None
     used: float
     parameters: int
     apart: Mapping[str, tuple[int, int]]
@@ -44,7 +44,8 @@ class Sized:
         if not self.apart:
             return f"nothing was kept apart, {self.asked:g} parents were allowed"
         units = ", ".join(f"{space} {before} to {after}" for space, (before, after) in self.apart.items())
-        return f"{self.parameters:,} in use, {self.used:.3f} of {self.asked:g} parents; units: {units}"
+        budget = "" if self.asked is None else f" of {self.asked:g}"
+        return f"{self.parameters:,} in use, {self.used:.3f}{budget} parents; units: {units}"
 
 
 def size_notes(sized: Sized | None, stored: int) -> Iterator[str]:
@@ -80,7 +81,7 @@ def average_at(size: float, prepared: Prepared, aligned: Aligned) -> tuple[Avera
         FusionError: the alignment wants a space wider that cannot be.
         StructureError: a parent does not answer as before in the wider network; nothing was averaged.
     """
-    alignment, grown = aligned.alignment, _grown(aligned.alignment, prepared.structure)
+    alignment, grown = aligned.alignment, grown_spaces(aligned.alignment, prepared.structure)
     if size == 1 and not grown:
         return average_parents(prepared, aligned), None
     if size != 1:
@@ -97,7 +98,7 @@ def average_at(size: float, prepared: Prepared, aligned: Aligned) -> tuple[Avera
     whole = sum(math.prod(structure.shapes[name]) for name in parameters)
     used = sum(used_entries(name, wider) for name in parameters) if wider.targets else whole
     apart = {s: (structure.space(s).size, n) for s, n in wider.units.items()}
-    sized = Sized(size, used / whole, used, apart, room.kept)
+    sized = Sized(None if grown else size, used / whole, used, apart, room.kept)
     if not wider.targets:
         return average_parents(prepared, aligned), sized
     return _widen(prepared, alignment, wider), sized
@@ -115,19 +116,9 @@ def _refuse_size(size: float, alignment: Alignment) -> None:
 # -- building --------------------------------------------------------------------------------------
 
 
-def _grown(alignment: Alignment, structure: Structure) -> list[str]:
-    """The spaces that have more units in the universe than in the networks: there they lie side by side."""
-    spaces = next(iter(alignment.couplings.values()))
-    return [name for name, coupling in spaces.items() if _units(coupling) > structure.space(name).size]
-
-
-def _units(coupling: Coupling) -> int:
-    return coupling.values.shape[1] if isinstance(coupling, Plan) else len(coupling)
-
-
 def _wider_of(alignment: Alignment, room: Room) -> Wider:
-    found = {s: [spaces[s] for spaces in alignment.couplings.values()] for s in _grown(alignment, room.structure)}
-    units = {s: _units(couplings[0]) for s, couplings in found.items()}
+    found = {s: [spaces[s] for spaces in alignment.couplings.values()] for s in grown_spaces(alignment, room.structure)}
+    units = {s: universe_size(couplings[0]) for s, couplings in found.items()}
     return Wider(room.structure, {s: torch.stack([targets_of(c) for c in cs]) for s, cs in found.items()}, units)
 
 

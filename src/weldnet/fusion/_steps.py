@@ -25,15 +25,26 @@ from weldnet.alignment import (
     transport,
     truncation,
 )
-from weldnet.assignment import Coupling
+from weldnet.assignment import Coupling, Plan
 from weldnet.checkpoints import load_into, match_keys, match_states, tensors_sha256, validate_finite
-from weldnet.errors import AlignmentError, ModelError, StructureError, UsageError, WidthError
+from weldnet.errors import AlignmentError, FusionError, ModelError, StructureError, UsageError, WidthError
 from weldnet.fusion._average import average, normalise_weights
 from weldnet.fusion._averaged import Averaged
 from weldnet.structure import Referee, Structure, capture, require_correspondence
 from weldnet.structure import check as run_check
 
-__all__ = ["Aligned", "Clock", "Parents", "Prepared", "align_parents", "average_parents", "naive_average", "prepare"]
+__all__ = [
+    "Aligned",
+    "Clock",
+    "Parents",
+    "Prepared",
+    "align_parents",
+    "average_parents",
+    "grown_spaces",
+    "naive_average",
+    "prepare",
+    "universe_size",
+]
 
 logger = logging.getLogger("weldnet")
 
@@ -100,7 +111,7 @@ class Aligned:
 
     Args:
         alignment: who went where.
-        states: the parents' tensors in the universe, by name.
+        states: the parents' tensors in the universe, by name; empty where it has more units than all of them.
         errors: by name, the largest relative change of a parent's output by its transport; empty if unchecked, and
             without those that have soft couplings: these do change their function.
     """
@@ -156,6 +167,8 @@ def align_parents(
         require_width(method, problem)
         found = method(problem)
         alignment = replace(found, couplings={name: found[name] for name in parents.states})
+    if grown_spaces(alignment, prepared.structure):
+        return Aligned(alignment, {}, {})  # there is no network of that width to carry them to yet
     with clock.step("transport"):
         moved = prepared.carried(alignment.couplings)
         errors = _equivalences(prepared, alignment, moved) if prepared.checked else {}
@@ -163,8 +176,14 @@ def align_parents(
 
 
 def average_parents(prepared: Prepared, aligned: Aligned) -> Averaged:
-    """Average aligned networks: what a repair works on."""
+    """Average aligned networks: what a repair works on.
+
+    Raises:
+        FusionError: the alignment's universe has more units than the networks, which is a matter of the size.
+    """
     parents = prepared.parents
+    if not aligned.states:
+        raise FusionError(f"{aligned.alignment.method} grows the network; weldnet.fuse makes such networks")
     return Averaged(
         _with_state(parents.first, average(list(aligned.states.values()), list(parents.shares.values()))),
         parents.modules,
@@ -175,6 +194,17 @@ def average_parents(prepared: Prepared, aligned: Aligned) -> Averaged:
         example_input=prepared.example_input,
         seed=prepared.seed,
     )
+
+
+def grown_spaces(alignment: Alignment, structure: Structure) -> list[str]:
+    """Return the spaces that have more units in the universe than in the structure: there they lie side by side."""
+    spaces = next(iter(alignment.couplings.values()))
+    return [name for name, coupling in spaces.items() if universe_size(coupling) > structure.space(name).size]
+
+
+def universe_size(coupling: Coupling) -> int:
+    """Return how many units the universe has in a coupling's space."""
+    return coupling.values.shape[1] if isinstance(coupling, Plan) else len(coupling)
 
 
 def naive_average(prepared: Prepared, averaged: Averaged) -> Averaged:
