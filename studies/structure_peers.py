@@ -148,13 +148,16 @@ HEAD = """# What other tools find in the same networks
 
 Measured by us: `make study-peers` (`studies/structure_peers.py` says how), seed {seed}, commit `{commit}`, PyTorch
 {torch}, rebasin {rebasin}, Torch-Pruning {torch-pruning}, torchvision {torchvision}, timm {timm}, transformers
-{transformers}; {machine}, one thread. Networks with random weights and live activations, float64, eval mode,
+{transformers}; {machine}, one thread, shared with other jobs.
+Networks with random weights and live activations, float64, eval mode,
 torchvision's and timm's default sizes (GPT-2 and LSTM small, see `studies/zoo.py`). Records: `structure-peers.jsonl`.
 
 **change**: largest relative change of the output when everything that the tool found is renumbered at random; 1e-9 and
 less is rounding. **right alone**: groups that keep the function when renumbered alone, of all groups. **moved**: share
 of all entries of parameters and float buffers that the renumbering moved. **log10**: of the number of renumberings, all
-that the tool allows, and those in groups that are right. **seconds**: to find the structure, the network being there.
+that the tool allows, and those in groups that are right. **seconds**: to find the structure, the network being there;
+by the clock of a busy machine, so they are rough. **not measured**: the process was ended from outside, or at the limit
+of this study, judging included; that says nothing about the tool.
 
 - rebasin permutes weights and biases, and leaves batch-norm statistics to its `recalculate_batch_norms`, which needs
   data; the second figure has them moved by us, as a perfect recalculation would have it. Its README says that
@@ -207,12 +210,19 @@ def _verdict(record: dict[str, Any] | None) -> str:
 
 
 def _failure(record: dict[str, Any]) -> str:
-    return record["error"] if record["error"].startswith(NO_ANSWER) else "fails"
+    """Tell a tool's own failure from a process that was ended from outside, which says nothing about the tool."""
+    return "not measured" if _unmeasured(record) else "fails"
+
+
+def _unmeasured(record: dict[str, Any]) -> bool:
+    error = record.get("error", "")
+    return error.startswith(NO_ANSWER) or error.endswith("code -9")
 
 
 def _score(records: dict[tuple[str, str], dict[str, Any]], tool: str) -> str:
-    mine = [r for (_, t), r in records.items() if t == tool and r.get("log10")]
-    return f"{sum(r['change'] <= RIGHT for r in mine)} of {len(MODELS)}"
+    mine = [r for (_, t), r in records.items() if t == tool and not _unmeasured(r)]
+    kept = sum(r["change"] <= RIGHT for r in mine if r.get("log10"))
+    return f"{kept} of {len(mine)} measured"
 
 
 def _details(record: dict[str, Any]) -> str:
