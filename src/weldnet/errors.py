@@ -11,7 +11,8 @@
     ├── AlignmentError             networks that cannot be aligned
     │   └── WidthError             unequal widths, for a method that needs equal ones
     ├── FusionError                aligned networks that cannot be averaged or repaired
-    └── TrainingError              a training run that cannot go on
+    ├── TrainingError              a training run that cannot go on
+    └── RecordError                records of a study that cannot be read or written
 
     WeldnetWarning                 a result that is right but may surprise
 
@@ -28,6 +29,7 @@ __all__ = [
     "DataError",
     "FusionError",
     "ModelError",
+    "RecordError",
     "StructureError",
     "TrainingError",
     "UsageError",
@@ -83,6 +85,10 @@ class FusionError(WeldnetError):
 
 class TrainingError(WeldnetError):
     """A training run cannot go on."""
+
+
+class RecordError(WeldnetError):
+    """Records of a study cannot be read or written."""
 
 
 class WeldnetWarning(UserWarning):
