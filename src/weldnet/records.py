@@ -17,6 +17,17 @@ round      one round of federated learning
 
 What a record is about stands in ``cell``, by the words dataset, partition, architecture, networks, group, seed,
 method, repair, stage, size, and for federated learning clients, rule, algorithm, initialisation, round.
+
+- ``method`` is a method of weldnet with the options that are not its defaults (``gamf``, ``gamf sigma=4.0``), or
+  ``individual`` (mean of the parents), ``best parent``, ``ensemble``, ``naive``, ``fold``.
+- ``stage`` is ``one-shot`` or ``fine-tuned``, ``size`` is in parents, ``group`` numbers the groups of networks.
+- ``dataset`` ends in `` (synthetic data)`` where the rows are not those of the dataset of that name; ``extra["notes"]``
+  of the run says so too. Such records test the way and are no results.
+- Of a curve, ``extra["x"]`` is a list of numbers and ``extra["y"]`` holds lists of that length by name;
+  ``extra["about"]`` says what it shows: ``barrier`` has the position on the line from the first network to the last one
+  aligned to it as x, and loss and accuracy as y.
+- Of couplings, ``extra["spaces"]`` holds by space ``units`` (the numbers of rows and columns before pooling) and
+  ``matrix``, rows being units of the second network and columns those of the universe; large ones are pooled to blocks.
 """
 
 from __future__ import annotations
