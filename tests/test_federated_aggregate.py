@@ -1,0 +1,313 @@
+"""Aggregation: laws of every rule, and updates that must not count."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from weldnet.alignment import METHODS, OptimalTransport
+from weldnet.errors import UsageError
+from weldnet.federated import (
+    Blueprint,
+    ClientUpdate,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedExP,
+    FedMA,
+    Matched,
+    aggregate,
+    make_optimiser,
+    make_rule,
+)
+from weldnet.models import mlp
+from weldnet.structure import random_renumbering, renumber
+from weldnet.training import initialise
+
+X = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+DATA_METHODS = [name for name, kind in METHODS.items() if kind().needs_data]
+RULES = [
+    "fedavg",
+    "fedavg-uniform",
+    "fedma",
+    *[name for name in METHODS if name not in DATA_METHODS],
+    "gamf-joint",
+    "weight_matching-uniform",
+]
+
+
+class Net(nn.Module):
+    """Convolution, BatchNorm with its counter, two linear layers."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 5, 3, padding=1)
+        self.norm = nn.BatchNorm2d(5)
+        self.hidden = nn.Linear(5 * 16, width)
+        self.out = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu()
+        return self.out(self.hidden(x.flatten(1)).relu())
+
+
+def state(seed: int, width: int = 6) -> dict[str, Tensor]:
+    net = initialise(lambda: Net(width), seed)
+    with torch.no_grad():
+        net.train()(X + seed)
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def blueprint() -> Blueprint:
+    return Blueprint.of(Net(), X)
+
+
+def update(client: str, tensors: Mapping[str, Tensor], examples: int = 10) -> ClientUpdate:
+    return ClientUpdate(client=client, state=tensors, examples=examples, classes={0: 3, 1: 4, 2: examples})
+
+
+def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("began", [True, False])
+def test_clients_equal_to_the_reference_give_the_reference(rule: str, began: bool, blueprint: Blueprint) -> None:
+    reference = state(1)
+    sent = [update(f"c{k}", state(1), examples=7 + k) for k in range(3)]
+    found = aggregate(sent, reference, 1, rule=rule, blueprint=blueprint, began=began)
+    assert equal(found.state, reference)
+    assert not found.dropped
+    assert found.clients == ("c0", "c1", "c2")
+
+
+@pytest.mark.parametrize(
+    "rule", [rule for rule in RULES if make_rule(rule).name not in ("fedavg", "fedavg-uniform", "identity")]
+)
+def test_clients_that_are_the_reference_renumbered_are_brought_back(rule: str, blueprint: Blueprint) -> None:
+    reference = state(1)
+    sent = []
+    for k in range(3):
+        sources = random_renumbering(blueprint.structure, torch.Generator().manual_seed(k))
+        sent.append(update(f"c{k}", renumber(reference, blueprint.structure, sources)))
+    found = aggregate(sent, reference, 1, rule=rule, blueprint=blueprint)
+    torch.testing.assert_close(dict(found.state), reference)
+    assert found.stats["moved"] > 0.3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_order_of_arrival_does_not_matter(rule: str, blueprint: Blueprint) -> None:
+    reference, sent = state(0), [update(f"c{k}", state(k), 5 * k) for k in range(1, 4)]
+    one = aggregate(sent, reference, 2, rule=rule, blueprint=blueprint, optimiser="fedexp")
+    two = aggregate([sent[2], sent[0], sent[1]], reference, 2, rule=rule, blueprint=blueprint, optimiser="fedexp")
+    assert equal(one.state, two.state)
+    assert one.moved == two.moved
+
+
+def test_weights_are_by_samples_or_uniform(blueprint: Blueprint) -> None:
+    reference, a, b = state(0), state(1), state(2)
+    sent = [update("a", a, 30), update("b", b, 10)]
+    by_samples = aggregate(sent, reference, 1, rule="fedavg", blueprint=blueprint)
+    uniform = aggregate(sent, reference, 1, rule="fedavg-uniform", blueprint=blueprint)
+    torch.testing.assert_close(by_samples.state["conv.weight"], 0.75 * a["conv.weight"] + 0.25 * b["conv.weight"])
+    torch.testing.assert_close(uniform.state["norm.running_var"], (a["norm.running_var"] + b["norm.running_var"]) / 2)
+    assert by_samples.shares == {"a": 0.75, "b": 0.25}
+    assert "moved" not in by_samples.stats
+
+
+def test_counters_stay_integers_and_take_the_largest(blueprint: Blueprint) -> None:
+    sent = [update("a", state(1)), update("b", {**state(2), "norm.num_batches_tracked": torch.tensor(9)})]
+    found = aggregate(sent, state(0), 1, rule="gamf", blueprint=blueprint).state["norm.num_batches_tracked"]
+    assert found.dtype == torch.int64
+    assert int(found) == 9
+
+
+def test_bad_updates_are_dropped_and_named(blueprint: Blueprint) -> None:
+    good, reference = state(1), state(0)
+    nan = {**good, "hidden.weight": good["hidden.weight"].clone().fill_(float("nan"))}
+    fine = mlp((16, 4, 3)).state_dict()
+    sent = [
+        update("good", good),
+        update("nan", nan),
+        update("shape", state(1, width=7)),
+        update("other", fine),
+        update("nothing", good, examples=0),
+        update("twin", good),
+        update("twin", state(3)),
+        update("floats", {**good, "norm.num_batches_tracked": torch.tensor(1.0)}),
+    ]
+    found = aggregate(sent, reference, 1, rule="fedavg", blueprint=blueprint)
+    reasons = {entry.client: entry.reason for entry in found.dropped}
+    assert found.clients == ("good",)
+    assert set(reasons) == {"nan", "shape", "other", "nothing", "twin", "floats"}
+    assert "NaN" in reasons["nan"]
+    assert "hidden.weight" in reasons["shape"]
+    assert "architecture" in reasons["other"]
+    assert "0 samples" in reasons["nothing"]
+    assert "2 different updates" in reasons["twin"]
+    assert equal(found.state, good)
+
+
+def test_a_repeated_update_counts_once(blueprint: Blueprint) -> None:
+    sent = [update("a", state(1)), update("a", state(1)), update("b", state(2))]
+    found = aggregate(sent, state(0), 1, rule="fedavg", blueprint=blueprint)
+    assert found.clients == ("a", "b")
+    assert "2 times" in found.dropped[0].reason
+    assert equal(found.state, aggregate(sent[1:], state(0), 1, rule="fedavg", blueprint=blueprint).state)
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "gamf", "gamf-joint", "fedma"])
+def test_if_all_fail_the_round_is_skipped_and_the_model_kept(rule: str, blueprint: Blueprint) -> None:
+    reference, before = state(0), {"momentum/conv.weight": torch.ones(5, 1, 3, 3)}
+    sent = [update("a", state(1), examples=0), update("b", {})]
+    found = aggregate(sent, reference, 1, rule=rule, blueprint=blueprint, optimiser=FedAvgM(), optimiser_state=before)
+    assert equal(found.state, reference)
+    assert found.skipped
+    assert len(found.dropped) == 2
+    assert equal(found.optimiser_state, before)
+
+
+def test_a_round_needs_enough_updates(blueprint: Blueprint) -> None:
+    found = aggregate([update("a", state(1))], state(0), 1, rule="fedavg", blueprint=blueprint, min_updates=2)
+    assert "1 sound updates of 1, and 2 are needed" in found.skipped
+    assert equal(found.state, state(0))
+
+
+def test_a_client_of_another_width_comes_to_the_servers(blueprint: Blueprint) -> None:
+    reference = state(0)
+    sent = [update("same", state(1)), update("narrow", state(2, width=4)), update("wide", state(3, width=9))]
+    found = aggregate(sent, reference, 1, rule="optimal_transport", blueprint=blueprint)
+    assert found.clients == ("narrow", "same", "wide")
+    assert {n: t.shape for n, t in found.state.items()} == {n: t.shape for n, t in reference.items()}
+
+
+def test_fedma_weighs_the_last_layer_by_class_counts(blueprint: Blueprint) -> None:
+    base = state(1)
+    other = {**base, "out.bias": base["out.bias"] + torch.tensor([1.0, 2.0, 4.0])}
+    sent = [
+        ClientUpdate(client="a", state=base, examples=30, classes={0: 3, 1: 1}),
+        ClientUpdate(client="b", state=other, examples=10, classes={0: 1}),
+    ]
+    found = aggregate(sent, base, 1, rule="fedma", blueprint=blueprint).state["out.bias"] - base["out.bias"]
+    # class 0: 1 of 4 samples are b's; class 1: none; class 2: nobody has it, so by samples, 10 of 40.
+    torch.testing.assert_close(found, torch.tensor([0.25, 0.0, 1.0]))
+
+
+def test_fedma_without_class_counts_drops_the_client(blueprint: Blueprint) -> None:
+    sent = [update("a", state(1)), dataclasses.replace(update("b", state(1)), classes=None)]
+    found = aggregate(sent, state(0), 1, rule=FedMA(), blueprint=blueprint)
+    assert "class counts" in found.dropped[0].reason
+
+
+@pytest.mark.parametrize("name", DATA_METHODS)
+def test_methods_that_look_at_activations_take_the_servers_inputs(name: str, blueprint: Blueprint) -> None:
+    reference = state(1)
+    sources = random_renumbering(blueprint.structure, torch.Generator().manual_seed(3))
+    sent = [update("a", renumber(reference, blueprint.structure, sources))]
+    found = aggregate(sent, reference, 1, rule=name, blueprint=blueprint, data=X)
+    torch.testing.assert_close(dict(found.state), reference)
+    with pytest.raises(UsageError, match="data"):
+        aggregate(sent, reference, 1, rule=name, blueprint=blueprint)
+
+
+# -- server optimisers -------------------------------------------------------------------------------
+
+
+def steps(optimiser: object, rounds: int = 2) -> list[float]:
+    """Let one weight's mean run ahead of the global one by 1, then by 2, ..."""
+    net = nn.Linear(1, 1, bias=False)
+    blueprint = Blueprint.of(net, torch.zeros(1, 1))
+    weight, kept, found = torch.zeros(1, 1), {}, []
+    for number in range(1, rounds + 1):
+        sent = [ClientUpdate(client=str(k), state={"weight": weight + number + k}, examples=1) for k in (-1, 1)]
+        result = aggregate(
+            sent,
+            {"weight": weight},
+            number,
+            rule="fedavg",
+            blueprint=blueprint,
+            optimiser=optimiser,
+            optimiser_state=kept,
+        )
+        weight, kept = result.state["weight"], result.optimiser_state
+        found.append(float(weight))
+    return found
+
+
+def test_fedavgm_by_hand() -> None:
+    assert steps(FedAvgM(momentum=0.5, lr=1.0)) == pytest.approx([1.0, 1.0 + 2.5])
+
+
+def test_fedadam_by_hand() -> None:
+    adam = FedAdam(lr=0.1, beta1=0.5, beta2=0.5, tau=0.1)
+    v1 = 0.5 * 0.01 + 0.5 * 1
+    first = 0.1 * 0.5 / (v1**0.5 + 0.1)
+    v2 = 0.5 * v1 + 0.5 * 4
+    assert steps(adam) == pytest.approx([first, first + 0.1 * (0.5 * 0.5 + 0.5 * 2) / (v2**0.5 + 0.1)])
+
+
+def test_fedexp_by_hand() -> None:
+    # Changes 0 and 2, mean 1: (0 + 4) / 2 / (2 * 1) = 1, no longer; then 1 and 3, mean 2: 5 / 8 < 1.
+    assert steps(FedExP(epsilon=1e-12)) == pytest.approx([1.0, 3.0])
+    net = nn.Linear(2, 1, bias=False)
+    sent = [
+        ClientUpdate(client="a", state={"weight": torch.tensor([[3.0, 1.0]])}, examples=1),
+        ClientUpdate(client="b", state={"weight": torch.tensor([[-3.0, 1.0]])}, examples=1),
+    ]
+    blueprint = Blueprint.of(net, torch.zeros(1, 2))
+    found = aggregate(
+        sent, {"weight": torch.zeros(1, 2)}, 1, rule="fedavg", blueprint=blueprint, optimiser=FedExP(epsilon=1e-12)
+    )
+    torch.testing.assert_close(found.state["weight"], torch.tensor([[0.0, 5.0]]))  # eta = 10 / (2 * 1)
+    assert found.stats["server_step"] == pytest.approx(5.0)
+
+
+def test_optimisers_leave_buffers_alone(blueprint: Blueprint) -> None:
+    sent = [update("a", state(1))]
+    found = aggregate(sent, state(0), 1, rule="fedavg", blueprint=blueprint, optimiser=FedAvgM(lr=3.0))
+    assert torch.equal(found.state["norm.running_var"], state(1)["norm.running_var"])
+    assert not torch.equal(found.state["conv.weight"], state(1)["conv.weight"])
+
+
+# -- names -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_are_made_by_their_names(name: str) -> None:
+    assert make_rule(name).name == name
+    assert make_rule(name) == make_rule(name)
+    assert make_rule(make_rule(name)) == make_rule(name)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("gamff", "unknown rule 'gamff'"),
+        ({"name": "gamf", "sigmma": 1.0}, "no option 'sigmma'"),
+        ({"name": "fedavg", "anchor": "joint"}, "no option 'anchor'"),
+        ({"name": "gamf", "anchor": "first"}, "'reference' or 'joint'"),
+        ({"name": "gamf", "weighting": "n"}, "'examples' or 'uniform'"),
+        ({"weighting": "uniform"}, "has no name"),
+        ({"name": "matched_averaging", "growth": True}, "FedMA"),
+        (FedAvg, "give a name"),
+    ],
+)
+def test_rules_that_mean_nothing_are_refused(rule: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_rule(rule)  # type: ignore[arg-type]
+
+
+def test_a_moving_reference_is_refused() -> None:
+    with pytest.raises(UsageError, match="joint"):
+        Matched(method=OptimalTransport(barycentre=True))
+
+
+@pytest.mark.parametrize("bad", ["sgd", {"name": "fedadam", "lr": "big"}, {"name": "fedavgm", "mu": 1.0}])
+def test_optimisers_that_mean_nothing_are_refused(bad: object) -> None:
+    with pytest.raises(UsageError):
+        make_optimiser(bad)  # type: ignore[arg-type]
