@@ -7,15 +7,19 @@ coupled or not: where a tensor's axes depend on the block, they say how the bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from weldnet.affinity import Kernel
+from weldnet.affinity import Kernel, Pool
 from weldnet.alignment._method import Alignment, Problem
-from weldnet.alignment._pools import Entry, SpacePool, block_pool
+from weldnet.alignment._pools import Entry, Rebuilt, SpacePool, block_pool
+from weldnet.alignment._stacks import StoredStacks, mean_square, scaled_stack, sum_of_squares
+from weldnet.alignment._workspace import Workspace
 from weldnet.assignment import Permutation, best_inside, best_permutation, unfold
 from weldnet.structure import Maps, Place, Space, Structure, block_space, carried_rows, partners, renumber, unit_rows
 
@@ -39,20 +43,24 @@ class Ascent:
     Args:
         structure: where the units lie.
         names: of the networks; the first is the anchor.
-        stacks: for every tensor with a place, all networks' values scaled to mean square 1, shape (networks, ...).
+        stacks: for every tensor with a place, all networks' values scaled to mean square 1, shape (networks, ...); or
+            what reads them when they are asked for.
         weights: how much each tensor counts.
         couplings: for each space the couplings of networks 1, 2, ..., integer sources (networks - 1, units) or soft
             matrices (networks - 1, units, universe).
         inner: for each nested space what happens inside when the parent's unit a goes to universe unit u: integer
             sources (networks - 1, a, u, block) or soft matrices (networks - 1, a, u, block, block).
+        workspace: where couplings and progress are kept, for networks that are larger than memory; tensors are then
+            read place by place whenever scores need them, and not held.
     """
 
     structure: Structure
     names: tuple[str, ...]
-    stacks: dict[str, Tensor]
+    stacks: Mapping[str, Tensor]
     weights: dict[str, float]
-    couplings: dict[str, Tensor] = field(default_factory=dict)
-    inner: dict[str, Tensor] = field(default_factory=dict)
+    couplings: MutableMapping[str, Tensor] = field(default_factory=dict)
+    inner: MutableMapping[str, Tensor] = field(default_factory=dict)
+    workspace: Workspace | None = None
 
     @property
     def moving(self) -> range:
@@ -61,25 +69,28 @@ class Ascent:
 
     def pool(self, space: Space, kernel: Kernel) -> SpacePool:
         """Put together how all networks' units fit the universe, over all places of a space."""
-        entries: list[Entry] = []
         couplings = list(self.couplings[space.name].clone())
+        entries: list[Entry] = []
         for place in self.structure.places_of(space.name):
-            stack = self.stacks[place.tensor]
-            rows = carried_rows(stack[1:], self.structure, place, self.maps())
-            if rows.dim() == 4:
-                pool = block_pool(kernel, unit_rows(stack[0], self.structure, place), rows, couplings)
-            else:
-                anchor = carried_rows(stack[:1], self.structure, place, Maps())
-                pool = kernel.pool([*anchor, *rows], couplings)
+            build = partial(self._place_pool, place, kernel)
+            pool = build(couplings) if self.workspace is None else Rebuilt(build, couplings)
             entries.append(Entry(place, self.weights[place.tensor], pool, inside_blocks(self.structure, place)))
         return SpacePool(space, entries, self.device)
+
+    def _place_pool(self, place: Place, kernel: Kernel, couplings: Sequence[Tensor]) -> Pool:
+        stack = self.stacks[place.tensor]
+        rows = carried_rows(stack[1:], self.structure, place, self.maps())
+        if rows.dim() == 4:
+            return block_pool(kernel, unit_rows(stack[0], self.structure, place), rows, couplings)
+        anchor = carried_rows(stack[:1], self.structure, place, Maps())
+        return kernel.pool([*anchor, *rows], couplings)
 
     def refresh(self, pool: SpacePool, k: int) -> None:
         """Give a pool the latest couplings of network ``k``, also inside blocks."""
         coupling = self.couplings[pool.space.name][k - 1].clone()
         for entry in pool.entries:
             rows = None
-            if entry.inside:
+            if entry.inside and self.workspace is None:
                 stack = self.stacks[entry.place.tensor][k : k + 1]
                 rows = carried_rows(stack, self.structure, entry.place, self.maps(k))[0]
             entry.pool.replace(k, coupling, rows)
@@ -88,10 +99,16 @@ class Ascent:
         """Return the couplings of network ``k``, or of all networks, as maps to carry tensors along."""
         if k is None:
             return Maps(self.couplings, self.inner)
-        return Maps(
-            {name: maps[k - 1 : k] for name, maps in self.couplings.items()},
-            {name: maps[k - 1 : k] for name, maps in self.inner.items()},
-        )
+        return Maps(_Own(self.couplings, k), _Own(self.inner, k))
+
+    def put(self, space: str, k: int, *, whole: Tensor | None = None, inside: Tensor | None = None) -> None:
+        """Give network ``k`` a coupling, or an inner coupling, of one space."""
+        for kept, value in ((self.couplings, whole), (self.inner, inside)):
+            if value is not None:
+                values = kept[space]
+                values = values if values.is_contiguous() else values.clone()
+                values[k - 1] = value
+                kept[space] = values
 
     def couple(self, root: Space, k: int, coupling: Tensor) -> float:
         """Give network ``k`` a coupling of a root space, and what is nested in it the whole couplings that follow.
@@ -106,8 +123,27 @@ class Ascent:
             old = self.couplings[space.name][k - 1]
             soft = coupling.is_floating_point()
             moved += float((coupling - old).abs().sum()) / 2 if soft else float((coupling.to(old) != old).sum())
-            self.couplings[space.name][k - 1] = coupling
+            self.put(space.name, k, whole=coupling)
         return moved
+
+    # -- what a workspace keeps; nothing without one ----------------------------------------------------
+
+    def begin(self, what: str, roots: Sequence[Space]) -> None:
+        """Say what begins: one visit of each of these root spaces."""
+        if self.workspace is not None and isinstance(self.stacks, StoredStacks):
+            spaces = [space.name for root in roots for space in self.structure.tree(root.name)]
+            tensors = [place.tensor for name in spaces for place in self.structure.places_of(name)]
+            self.workspace.begin(what, len(self.moving) * sum(map(self.stacks.nbytes, tensors)))
+
+    def keep(self, stage: str, progress: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Keep the couplings, and how far a stage is, for a later process to go on from."""
+        if self.workspace is not None:
+            self.workspace.keep(stage, progress, tensors)
+
+    def resume(self, stage: str) -> dict[str, Any] | None:
+        """Take up the couplings that an earlier process kept in this stage; return how far it was, or None."""
+        found = None if self.workspace is None else self.workspace.resume(stage)
+        return None if found is None else {**found[0], "tensors": found[1]}
 
     def stay(self) -> None:
         """Make all couplings identities."""
@@ -122,12 +158,13 @@ class Ascent:
         """Make the couplings of whole trees of spaces uniform, of all if None: nobody is preferred."""
         count = len(self.moving)
         for space in self.structure.spaces if spaces is None else spaces:
-            uniform = torch.full((count, space.size, space.size), 1 / space.size, device=self.device)
-            self.couplings[space.name] = uniform
+            self.couplings[space.name] = self._uniform((count, space.size, space.size))
             if space.parent is not None:
                 blocks = space.size // space.block
-                shape = (count, blocks, blocks, space.block, space.block)
-                self.inner[space.name] = torch.full(shape, 1 / space.block, device=self.device)
+                self.inner[space.name] = self._uniform((count, blocks, blocks, space.block, space.block))
+
+    def _uniform(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.full([1] * len(shape), 1 / shape[-1], device=self.device).expand(shape)
 
     def harden(self, spaces: Sequence[Space] | None = None) -> None:
         """Bring the soft couplings of whole trees of spaces, of all if None, to the nearest permutations."""
@@ -159,6 +196,8 @@ class Ascent:
     @property
     def device(self) -> torch.device:
         """Where the stacks lie."""
+        if isinstance(self.stacks, StoredStacks):
+            return self.stacks.device
         return next((stack.device for stack in self.stacks.values()), torch.device("cpu"))
 
     def objective(self) -> float:
@@ -167,21 +206,14 @@ class Ascent:
         Couplings must be hard. 1 means that all networks are equal up to renumbering.
         """
         count = len(self.names)
+        sources = [{name: self.couplings[name][k - 1] for name in self.couplings} if k else {} for k in range(count)]
         inner, norms = 0.0, 0.0
-        states = [
-            renumber(
-                {name: stack[k] for name, stack in self.stacks.items()},
-                self.structure,
-                {s: c[k - 1] for s, c in self.couplings.items()} if k else {},
-            )
-            for k in range(count)
-        ]
-        for name in self.stacks:
-            moved = torch.stack([state[name].flatten() for state in states]).double()
-            total = moved.sum(0)
-            own = float(moved.square().sum())
-            inner += self.weights[name] * (float(total.square().sum()) - own)
-            norms += self.weights[name] * own * (count - 1)
+        for name, stack in self.stacks.items():
+            states = [renumber({name: stack[k]}, self.structure, sources[k]) for k in range(count)]
+            for moved in _pieces([state[name] for state in states]):
+                own = float(moved.square().sum())
+                inner += self.weights[name] * (float(moved.sum(0).square().sum()) - own)
+                norms += self.weights[name] * own * (count - 1)
         return inner / norms if norms else 1.0
 
     def alignment(self, method: str, stats: Mapping[str, object], names: Sequence[str]) -> Alignment:
@@ -203,19 +235,52 @@ def inside_blocks(structure: Structure, place: Place) -> frozenset[str]:
     return frozenset(found)
 
 
+@dataclass(frozen=True)
+class _Own(Mapping[str, Tensor]):
+    """The couplings of network ``k``, each as a stack of one."""
+
+    kept: Mapping[str, Tensor]
+    k: int
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.kept[name][self.k - 1 : self.k]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.kept)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+
+def _pieces(tensors: Sequence[Tensor], size: int = 1 << 22) -> Iterator[Tensor]:
+    """Yield equal parts of some tensors in float64, shape (tensors, at most ``size``)."""
+    flat = [tensor.flatten() for tensor in tensors]
+    for first in range(0, len(flat[0]), size):
+        yield torch.stack([values[first : first + size].double() for values in flat])
+
+
 def start(problem: Problem, weighting: str, order: Sequence[str] | None = None) -> Ascent:
-    """Stack the networks' tensors in float32, scaled to mean square 1, with identity couplings."""
+    """Stack the networks' tensors in float32, scaled to mean square 1, with identity couplings.
+
+    Where the problem has a workspace, tensors are read when they are asked for.
+    """
     names = tuple(order or problem.names)
-    structure = problem.structure
+    structure, workspace = problem.structure, problem.workspace
+    states = [problem.states[name] for name in names]
+    stored = StoredStacks(states, problem.device, {}, workspace) if workspace is not None else None
     stacks: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
     for name in dict.fromkeys(place.tensor for place in structure.places):
-        tensors = [problem.states[n][name].detach().to(problem.device, torch.float32) for n in names]
-        stack = torch.stack([t.to(tensors[0].device) for t in tensors])
-        square = float(stack.double().square().mean())
-        stacks[name] = stack / square**0.5 if square else stack
-        weights[name] = WEIGHTINGS[weighting](square, stack[0].numel())
-    ascent = Ascent(structure, names, stacks, weights)
+        tensors = [state[name].detach().to(problem.device, torch.float32) for state in states]
+        square = mean_square(tensors)
+        weights[name] = WEIGHTINGS[weighting](square, tensors[0].numel())
+        if stored is not None:
+            stored.squares[name] = square
+        else:
+            stacks[name] = scaled_stack(tensors, square)
+    ascent = Ascent(structure, names, stored or stacks, weights, workspace=workspace)
+    if workspace is not None:
+        ascent.couplings, ascent.inner = workspace.couplings, workspace.inner
     ascent.stay()
     return ascent
 
@@ -225,7 +290,7 @@ def by_norm(problem: Problem) -> list[str]:
 
     def norm(name: str) -> float:
         tensors = {place.tensor for place in problem.structure.places}
-        return sum(float(problem.states[name][t].detach().double().square().sum()) for t in sorted(tensors))
+        return sum(sum_of_squares(problem.states[name][t].detach()) for t in sorted(tensors))
 
     return sorted(problem.names, key=norm)
 

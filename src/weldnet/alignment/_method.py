@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from weldnet._words import counted
 from weldnet.activations import Inputs, Layer, Observer
+from weldnet.alignment._workspace import Workspace
 from weldnet.assignment import Coupling, NestedPlan, Permutation, Plan
 from weldnet.checkpoints import atomic_path, validate_finite
 from weldnet.errors import AlignmentError, CheckpointError, UsageError, WidthError
@@ -39,6 +40,8 @@ class Problem:
         networks: the modules that the states are of, for methods that look at activations.
         data: unlabelled inputs, for methods that look at activations.
         structures: of the networks whose widths are not those of ``structure``, by name.
+        workspace: for states that are read from disk and do not fit in memory: where couplings and progress are kept.
+            Who reads such states has checked their shapes and numbers.
 
     Raises:
         AlignmentError: fewer than two networks, or tensors missing.
@@ -53,11 +56,12 @@ class Problem:
     networks: Mapping[str, nn.Module] | None = None
     data: Inputs | None = None
     structures: Mapping[str, Structure] = field(default_factory=lambda: MappingProxyType({}))
+    workspace: Workspace | None = None
 
     def __post_init__(self) -> None:
         if len(self.states) < 2:
             raise AlignmentError(f"alignment needs two networks or more; got {len(self.states)}")
-        for name, state in self.states.items():
+        for name, state in self.states.items() if self.workspace is None else ():
             _check_shapes(self.structure_of(name), name, state)
             validate_finite(state, name)
 

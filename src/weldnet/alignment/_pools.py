@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from weldnet.affinity import Kernel, Pool
 from weldnet.structure import Place, Space
 
-__all__ = ["Entry", "SpacePool", "block_pool"]
+__all__ = ["Entry", "Rebuilt", "SpacePool", "block_pool"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,27 @@ class SpacePool:
         """Give network ``k`` another coupling."""
         for entry in self.entries:
             entry.pool.replace(k, coupling)
+
+
+@dataclass
+class Rebuilt:
+    """A pool that holds no features: it is built anew, from the latest couplings, for every question.
+
+    Args:
+        build: makes the pool from the couplings of networks 1, 2, ...
+        couplings: the latest ones; all places of a space share the list.
+    """
+
+    build: Callable[[Sequence[Tensor]], Pool]
+    couplings: list[Tensor]
+
+    def scores(self, k: int) -> Tensor:
+        """Read, score and forget; see :class:`weldnet.affinity.Pool`."""
+        return self.build(self.couplings).scores(k)
+
+    def replace(self, k: int, coupling: Tensor, rows: Tensor | None = None) -> None:
+        """Take in a coupling; features come fresh anyway."""
+        self.couplings[k - 1] = coupling
 
 
 def block_pool(kernel: Kernel, anchor: Tensor, rows: Tensor, couplings: Sequence[Tensor]) -> Pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -31,9 +32,16 @@ def hard_sweeps(
         The number of sweeps, and whether the last one moved nothing.
     """
     sweeps = 0
+    if (kept := ascent.resume("hard")) is not None:
+        sweeps, converged = int(kept["sweeps"]), bool(kept["converged"])
+        if converged:
+            return sweeps, True
+        orders = itertools.islice(orders, sweeps, None)
     for order in orders:
         sweeps += 1
+        ascent.begin(f"sweep {sweeps}", order)
         moved = [assign(ascent, root, kernel, free) for root in order]  # every one, not only up to the first that moves
+        ascent.keep("hard", {"sweeps": sweeps, "converged": not any(moved)})
         if not any(moved):
             return sweeps, True
     return sweeps, False
@@ -74,32 +82,33 @@ def assign(ascent: Ascent, root: Space, kernel: Kernel, free: frozenset[str] | N
 
 
 def _assign_flat(ascent: Ascent, space: Space, kernel: Kernel, entangled: bool) -> bool:
-    pool, couplings = ascent.pool(space, kernel), ascent.couplings[space.name]
+    pool = ascent.pool(space, kernel)
     moved = False
     for k in ascent.moving:
         scores = pool.scores(k)
-        source = best_permutation(scores)
-        if not _improves(scores, source, couplings[k - 1]):
+        old = ascent.couplings[space.name][k - 1].clone()
+        source = best_permutation(scores).to(old)
+        if not _improves(scores, source, old):
             continue
         if not entangled:
             moved = True
-            couplings[k - 1] = source
-            pool.replace(k, couplings[k - 1])
+            ascent.put(space.name, k, whole=source)
+            pool.replace(k, source)
             continue
-        old, before = couplings[k - 1].clone(), ascent.fit([space], kernel, k)
-        couplings[k - 1] = source
+        before = ascent.fit([space], kernel, k)
+        ascent.put(space.name, k, whole=source)
         if _higher(ascent.fit([space], kernel, k), before):
             moved = True
             pool = ascent.pool(space, kernel)
         else:
-            couplings[k - 1] = old
+            ascent.put(space.name, k, whole=old)
     return moved
 
 
 def _improves(scores: Tensor, source: Tensor, old: Tensor) -> bool:
     """Whether a new coupling raises the scores by more than float32 can tell: else moving would only cycle."""
     universe, table = torch.arange(len(source)), scores.double().cpu()
-    gain = float(table[source, universe].sum() - table[old.cpu(), universe].sum())
+    gain = float(table[source.cpu(), universe].sum() - table[old.cpu(), universe].sum())
     return gain > 1e-6 * float(table.abs().amax(0).sum())
 
 
@@ -114,9 +123,8 @@ def _climbs(ascent: Ascent, root: Space, kernel: Kernel, pools: Tree, rule: Rule
     pools.update(k, rule)
     if _differs(ascent, old, k) and _higher(ascent.fit(tree, kernel, k), before):
         return True
-    for store, values in zip((ascent.couplings, ascent.inner), old, strict=True):
-        for name, value in values.items():
-            store[name][k - 1] = value
+    for name, value in old[0].items():
+        ascent.put(name, k, whole=value, inside=old[1].get(name))
     return False
 
 

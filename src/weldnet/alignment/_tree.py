@@ -132,7 +132,7 @@ class Tree:
         inner = self._ascent.inner[space.name]
         blocks = inner.shape[1]
         found, values = rule.inside(space.name, k, as_blocks(total, blocks), inner[k - 1])
-        inner[k - 1] = found
+        self._ascent.put(space.name, k, inside=found)
         for other in self._leaves_first:
             pool = self._pools[other.name]
             if any(space.name in entry.inside for entry in pool.entries):

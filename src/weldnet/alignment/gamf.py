@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -96,7 +96,8 @@ class Gamf:
     def __call__(self, problem: Problem, /) -> Alignment:
         """Align all networks; the universe is given in the order of the first."""
         ascent = start(problem, self.weighting, by_norm(problem))
-        soft_sweeps = self._anneal(ascent)
+        kept = ascent.resume("hard")
+        soft_sweeps = self._anneal(ascent) if kept is None else int(kept["count"])
         roots = problem.structure.roots
         directions = itertools.islice(itertools.cycle([roots, roots[::-1]]), self.hard_sweeps)
         count, converged = hard_sweeps(ascent, self._kernel(), directions)
@@ -119,23 +120,35 @@ class Gamf:
         roots = ascent.structure.roots
         ascent.soften()
         warm: dict[str, Potentials] = {}
-        count = 0
-        directions = itertools.cycle([roots, roots[::-1]])
+        temperatures = list(_temperatures(self.tau, self.gamma, self.tau_min))
         limit = max(1, round(self.sweeps / len(ascent.moving)))
-        for tau in _temperatures(self.tau, self.gamma, self.tau_min):
-            rule = _Soft(tau, self.sinkhorn_iterations, warm)
-            previous: Space | None = None
-            for _ in range(limit):
-                count += 1
-                moved = 0.0
-                for root in next(directions):
-                    if root != previous:  # turning round, the last space has seen no news
-                        moved += _visit(ascent, kernel, root, rule)
-                    previous = root
-                if moved <= self.settled * max(1, sum(s.size for s in ascent.structure.spaces)):
-                    break
+        step, sweep, count = 0, 0, 0
+        if (kept := ascent.resume("anneal")) is not None:
+            step, sweep, count = (int(kept[key]) for key in ("step", "sweep", "count"))
+            warm |= _potentials(kept["tensors"])
+        while step < len(temperatures):
+            order, before = (roots, roots[::-1]) if count % 2 == 0 else (roots[::-1], roots)
+            count, sweep = count + 1, sweep + 1
+            ascent.begin(f"temperature {step + 1} of {len(temperatures)}, sweep {count}", order)
+            rule = _Soft(temperatures[step], self.sinkhorn_iterations, warm)
+            # Turning round, the last space has seen no news.
+            seen = before[-1] if sweep > 1 else None
+            moved = sum(_visit(ascent, kernel, root, rule) for root in order if root != seen)
+            if sweep == limit or moved <= self.settled * max(1, sum(s.size for s in ascent.structure.spaces)):
+                step, sweep = step + 1, 0
+            ascent.keep("anneal", {"step": step, "sweep": sweep, "count": count}, _tensors(warm))
         ascent.harden()
+        ascent.keep("hard", {"sweeps": 0, "converged": False})
         return count
+
+
+def _tensors(warm: Mapping[str, Potentials]) -> dict[str, Tensor]:
+    return {f"{side}/{key}": getattr(found, side) for key, found in warm.items() for side in Potentials._fields}
+
+
+def _potentials(tensors: Mapping[str, Tensor]) -> dict[str, Potentials]:
+    keys = dict.fromkeys(name.partition("/")[2] for name in tensors)
+    return {key: Potentials(*(tensors[f"{side}/{key}"] for side in Potentials._fields)) for key in keys}
 
 
 @dataclass(frozen=True)
@@ -167,12 +180,13 @@ def _visit(ascent: Ascent, kernel: Kernel, root: Space, rule: _Soft) -> float:
     if ascent.structure.children(root.name):
         tree = Tree(ascent, root, kernel)
         return sum(tree.update(k, rule) for k in ascent.moving) / len(ascent.moving)
-    couplings, moved = ascent.couplings[root.name], 0.0
+    moved = 0.0
     pool = ascent.pool(root, kernel)
     for k in ascent.moving:
-        plan = rule.outside(root.name, k, pool.scores(k), couplings[k - 1])
-        moved += float((plan - couplings[k - 1]).abs().sum()) / 2
-        couplings[k - 1] = plan
+        old = ascent.couplings[root.name][k - 1]
+        plan = rule.outside(root.name, k, pool.scores(k), old)
+        moved += float((plan - old).abs_().sum()) / 2
+        ascent.put(root.name, k, whole=plan)
         if k != ascent.moving[-1]:
             pool.replace(k, plan)
     return moved / len(ascent.moving)

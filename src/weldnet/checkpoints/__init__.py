@@ -13,11 +13,14 @@ from weldnet.checkpoints._provenance import provenance, tensors_sha256
 from weldnet.checkpoints._read import file_sha256, load, read_metadata
 from weldnet.checkpoints._resize import WIDTHS, load_model, read_widths, resized
 from weldnet.checkpoints._save import save
+from weldnet.checkpoints._stored import StoredState, Where
 from weldnet.checkpoints._write import atomic_path, check_writable
 
 __all__ = [
     "SUFFIXES",
     "WIDTHS",
+    "StoredState",
+    "Where",
     "atomic_path",
     "check_writable",
     "file_sha256",
