@@ -97,7 +97,7 @@ def test_fuse_prints_how_well_each_space_was_matched(cli, trio):
     code, out, err = cli(*arguments, "--spaces", "--method", "auto")
     assert code == 0, err
     assert "match quality" in out
-    assert f"{AUTO[False].method} (auto: " in out
+    assert f"{AUTO['without data'].method} (auto: " in out
     (row,) = json.loads(cli(*arguments, "--json")[1])["diagnosis"]
     assert row["units"] == 12
     assert row["quality"] > row["unaligned"]
@@ -130,6 +130,19 @@ def test_compare_shows_every_combination(cli, trio):
     method = ("--method", "identity", "--repair", "none")
     fused = json.loads(cli("fuse", *trio[:2], "-o", "f.pt", *BASE, "--data", "digits", "--json", *method)[1])
     assert document["rows"][0]["scores"] == fused["rows"][-1]["scores"]
+
+
+def test_compare_takes_options_of_methods(cli, trio):
+    arguments = ("compare", *trio[:2], *BASE, "--data", "digits", "--points", 0, "--repairs", "none", "--json")
+    both = "gamf:sigma=4:tau=0.5,gamf,optimal_transport:on=activations"
+    code, out, err = cli(*arguments, "--methods", both, "--sort", "method")
+    assert code == 0, err
+    rows = {row["method"]: row for row in json.loads(out)["rows"]}
+    assert list(rows) == ["gamf", "gamf sigma=4 tau=0.5", "optimal_transport on='activations'"]
+    assert rows["optimal_transport on='activations'"]["samples"] == 200
+    options = ("--option", "sigma=4", "--option", "tau=0.5", "--repair", "none")
+    fused = json.loads(cli("fuse", *trio[:2], "-o", "f.pt", *BASE, "--data", "digits", "--json", *options)[1])
+    assert rows["gamf sigma=4 tau=0.5"]["scores"] == fused["rows"][-1]["scores"]
 
 
 def test_compare_names_what_failed_and_goes_on(cli, trio, broken):
@@ -167,6 +180,10 @@ def test_compare_writes_its_table_in_the_format_of_the_suffix(cli, trio):
         (["--methods", "gmf"], "did you mean 'gamf'"),
         (["--repairs", "nothing"], "--repairs: unknown name 'nothing'"),
         (["--methods", ","], "names nothing"),
+        (["--methods", "gamf:sgima=4"], "did you mean 'sigma'"),
+        (["--methods", "gamf:sigma=wide"], "give a number"),
+        (["--methods", "gamf:sigma"], "'sigma' in 'gamf:sigma' is not KEY=VALUE"),
+        (["--methods", "auto:sigma=4"], "name the method"),
         (["--sort", "acuracy"], "did you mean 'accuracy'"),
         (["--points", "1"], "--points 1 is no line"),
         (["--csv", "--json"], "give one of them"),

@@ -628,7 +628,7 @@ def test_what_makes_no_sense_is_refused_on_one_line(name):
 @pytest.mark.parametrize("data", [None, torch.zeros(4, 20, dtype=torch.float64)], ids=["free", "data"])
 def test_auto_is_what_the_table_says_and_the_report_names_it(data):
     a, b, x = different_pair()
-    choice = AUTO[data is not None]
+    choice = AUTO["without data" if data is None else "with data"]
     result = fuse([a, b], x, method="auto", data=data, progress=False)
     expected = fuse([a, b], x, method=choice.method, data=data, progress=False)
     torch.testing.assert_close(result.state_dict(), expected.state_dict(), rtol=0, atol=0)
@@ -638,4 +638,7 @@ def test_auto_is_what_the_table_says_and_the_report_names_it(data):
 
 def test_every_choice_of_auto_exists_and_can_do_without_data_where_there_is_none():
     assert {choice.method for choice in AUTO.values()} <= set(weldnet.METHODS)
-    assert not weldnet.METHODS[AUTO[False].method]().needs_data
+    assert not weldnet.METHODS[AUTO["without data"].method]().needs_data
+    other = weldnet.METHODS[AUTO["other widths"].method]()
+    assert other.any_width
+    assert not other.needs_data

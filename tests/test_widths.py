@@ -168,6 +168,20 @@ def test_into_works_for_equal_widths_too():
     assert result.alignment.moved["a"] > 0
 
 
+def test_auto_is_a_method_that_takes_other_widths():
+    a, b = perceptron(8, 0), perceptron(14, 1)
+    for data in (None, torch.randn(64, 6)):
+        result = weldnet.fuse([a, b], X, method="auto", data=data, repair="none")
+        assert result.report.method.startswith("optimal_transport (auto: the widths differ")
+        expected = weldnet.fuse([a, b], X, method="optimal_transport", repair="none")
+        torch.testing.assert_close(result.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    found = weldnet.compare([a, b], X, methods=["auto"], repairs=["none"])
+    assert [(row.method, row.error) for row in found.rows] == [("auto: optimal_transport", None)]
+    structures = {"a": weldnet.capture(a, X), "b": weldnet.capture(b, X)}
+    alignment = weldnet.align([a, b], structures["a"], method="auto", structures=structures)
+    assert alignment.couplings == result.alignment.couplings
+
+
 def test_fusing_with_a_widened_copy_gives_back_the_function():
     network, copy = EVEN.model(1), wider(EVEN).loaded(widened(EVEN, 1))
     for networks in ([network, copy], [copy, network]):

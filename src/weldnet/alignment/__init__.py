@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from weldnet._arrays import find_device
 from weldnet._modules import bare
 from weldnet.activations import Inputs
-from weldnet.alignment._auto import AUTO, Choice, choose_auto
+from weldnet.alignment._auto import AUTO, Choice, Situation, choose_auto
 from weldnet.alignment._diagnose import Diagnosis, SpaceRow, carry_all, diagnose_states
 from weldnet.alignment._folding import fold_couplings
 from weldnet.alignment._method import Alignment, AlignmentMethod, Problem, require_width
@@ -44,6 +44,7 @@ __all__ = [
     "MergeMany",
     "OptimalTransport",
     "Problem",
+    "Situation",
     "SpaceRow",
     "StraightThrough",
     "WeightMatching",
@@ -106,8 +107,8 @@ def align(
         >>> alignment["b"]["0"].source.shape
         torch.Size([8])
     """
-    chosen = make_method(resolve(method, has_data=data is not None)[0], **options)
     states = named_states(networks)
+    chosen = make_method(resolve(method, has_data=data is not None, states=states.values())[0], **options)
     given = networks.values() if isinstance(networks, Mapping) else networks
     modules = {name: bare(n) for name, n in zip(states, given, strict=True) if isinstance(n, nn.Module)}
     problem = Problem(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
-__all__ = ["AUTO", "Choice", "choose_auto"]
+from torch import Tensor
+
+__all__ = ["AUTO", "Choice", "Situation", "choose_auto", "have_one_width"]
+
+#: What decides: whether there are unlabelled inputs, and whether all networks have the same widths.
+Situation = Literal["without data", "with data", "other widths"]
 
 
 @final
@@ -22,17 +28,32 @@ class Choice:
     reason: str
 
 
-#: By whether there is unlabelled data. This table is the only place that decides it.
-AUTO = {
-    False: Choice("gamf", "highest accuracy without data in docs/results/main-job.md"),
-    True: Choice("gamf", "highest accuracy in docs/results/main-job.md"),
+#: By situation. This table is the only place that decides it.
+AUTO: dict[Situation, Choice] = {
+    "without data": Choice("gamf", "highest accuracy without data in docs/results/main-job.md"),
+    "with data": Choice("gamf", "highest accuracy in docs/results/main-job.md"),
+    "other widths": Choice("optimal_transport", "the widths differ, and it is the method that takes other widths"),
 }
 
 
-def choose_auto(has_data: bool) -> Choice:
+def choose_auto(*, has_data: bool, one_width: bool = True) -> Choice:
     """Return what ``auto`` stands for.
 
-    >>> choose_auto(False).method
+    Args:
+        has_data: whether there are unlabelled inputs.
+        one_width: whether all networks have the same widths.
+
+    >>> choose_auto(has_data=False).method
     'gamf'
+    >>> choose_auto(has_data=False, one_width=False).method
+    'optimal_transport'
     """
-    return AUTO[has_data]
+    if not one_width:
+        return AUTO["other widths"]
+    return AUTO["with data" if has_data else "without data"]
+
+
+def have_one_width(states: Iterable[Mapping[str, Tensor]]) -> bool:
+    """Whether the tensors that all networks have are of one shape."""
+    first, *others = states
+    return all(tensor.shape == first[name].shape for s in others for name, tensor in s.items() if name in first)

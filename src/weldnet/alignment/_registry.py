@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from weldnet.alignment._auto import choose_auto
+from torch import Tensor
+
+from weldnet.alignment._auto import choose_auto, have_one_width
 from weldnet.alignment._method import AlignmentMethod
 from weldnet.alignment.activation_matching import ActivationMatching
 from weldnet.alignment.frank_wolfe import FrankWolfe
@@ -34,16 +37,25 @@ METHODS: dict[str, type[AlignmentMethod]] = {
 }
 
 
-def resolve(method: str | AlignmentMethod, *, has_data: bool) -> tuple[str | AlignmentMethod, str]:
-    """Return what ``auto`` stands for and why; any other method as it is, without a reason."""
+def resolve(
+    method: str | AlignmentMethod, *, has_data: bool, states: Iterable[Mapping[str, Tensor]]
+) -> tuple[str | AlignmentMethod, str]:
+    """Return what ``auto`` stands for and why; any other method as it is, without a reason.
+
+    Args:
+        method: a name or a method.
+        has_data: whether there are unlabelled inputs.
+        states: of the networks; whether their widths differ decides too.
+    """
     if method != "auto":
         return method, ""
-    choice = choose_auto(has_data)
+    choice = choose_auto(has_data=has_data, one_width=have_one_width(states))
     return choice.method, f"auto: {choice.reason}"
 
 
 def make_method(method: str | AlignmentMethod, **options: Any) -> AlignmentMethod:
-    """Return a method by name with options, or the method itself; ``auto`` as it is without data.
+    """Return a method by name with options, or the method itself; ``auto`` as it is for equal
+    widths and without data.
 
     Raises:
         UsageError: an unknown name or option; the message lists the known ones.
@@ -54,8 +66,7 @@ def make_method(method: str | AlignmentMethod, **options: Any) -> AlignmentMetho
         if options:
             raise UsageError(f"options {sorted(options)} go with a method's name, not with {method!r}")
         return method
-    method = resolve(method, has_data=False)[0]
-    assert isinstance(method, str)
+    method = choose_auto(has_data=False).method if method == "auto" else method
     if method not in METHODS:
         close = difflib.get_close_matches(method, METHODS, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,7 +39,9 @@ def compare(
     data: Data,
     model: FolderModel = None,
     example_input: FolderInput = None,
-    methods: Annotated[str, typer.Option("--methods", metavar="NAME,...", help="Methods, or all.")] = "all",
+    methods: Annotated[
+        str, typer.Option("--methods", metavar="NAME,...", help="Methods, or all; options: gamf:sigma=4:tau=0.5.")
+    ] = "all",
     repairs: Annotated[str, typer.Option("--repairs", metavar="NAME,...", help="Repairs, or all.")] = "auto",
     samples: Annotated[int, typer.Option("--samples", min=1, help="Unlabelled images for methods and repairs.")] = 512,
     points: Annotated[int, typer.Option("--points", min=0, help="On the line of the barrier; 0 leaves it out.")] = 11,
@@ -83,7 +85,8 @@ def compare(
         raise UsageError("--points 1 is no line; give 2 or more, or 0 to leave the barrier out")
     if sort is not None and sort not in COLUMNS:
         raise UsageError(f"--sort {sort!r} is no column{close(sort, COLUMNS)}; give one of {', '.join(COLUMNS)}")
-    chosen = _names("--methods", methods, METHOD_NAMES, ("auto",))
+    asked = _split_options(methods)
+    _names("--methods", ",".join(name for name, _ in asked), METHOD_NAMES, ("auto",))
     mended = _names("--repairs", repairs, REPAIR_NAMES, ())
     require_files(checkpoints)
     require_model(model, example_input, checkpoints, "compare")
@@ -94,13 +97,14 @@ def compare(
     from weldnet.checkpoints import check_writable
     from weldnet.cli._data import load_labelled, load_unlabelled
     from weldnet.cli._input import make_input
-    from weldnet.cli._method import check_device
+    from weldnet.cli._method import check_device, choose_method
     from weldnet.cli._networks import gather_networks
     from weldnet.fusion import compare as run
 
     if output is not None:
         check_writable(output)
     check_device(device)
+    chosen = [choose_method(name, options) if options else name for name, options in asked]
     networks = gather_networks(model, checkpoints)
     labelled, unlabelled = load_labelled(data, "test"), load_unlabelled(data, samples)
     with stray_prints_to_stderr():
@@ -129,6 +133,32 @@ def compare(
     if not found.worked:
         say("no combination worked; the rows say why", kind="error")
         raise typer.Exit(1)
+
+
+def _split_options(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Read methods with commas between, each with its options behind colons; ``all`` are all of them.
+
+    Raises:
+        UsageError: an option that is not KEY=VALUE, or options of ``auto``.
+
+    >>> _split_options("gamf, gamf:sigma=4:tau=0.5")
+    [('gamf', {}), ('gamf', {'sigma': 4, 'tau': 0.5})]
+    """
+    from weldnet.cli._common import parse_options
+    from weldnet.cli._early import METHOD_NAMES
+    from weldnet.errors import UsageError
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    found = []
+    for part in dict.fromkeys(METHOD_NAMES if parts == ["all"] else parts):
+        name, *pairs = part.split(":")
+        for pair in pairs:
+            if "=" not in pair:
+                raise UsageError(f"--methods: {pair!r} in {part!r} is not KEY=VALUE; write it as in gamf:sigma=4")
+        if name == "auto" and pairs:
+            raise UsageError(f"--methods: {part!r} gives options to a method that is not chosen yet; name the method")
+        found.append((name, parse_options(pairs)))
+    return found
 
 
 def _names(option: str, text: str, known: tuple[str, ...], more: tuple[str, ...]) -> list[str]:

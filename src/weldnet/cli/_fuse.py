@@ -170,7 +170,8 @@ def _fuse(settings: FuseConfig) -> Fusion:
     from weldnet.cli._networks import gather_networks
     from weldnet.fusion import fuse
 
-    choose_method(settings.method, settings.options, has_data=settings.data is not None and settings.repair != "none")
+    if settings.method != "auto":  # which depends on the networks
+        choose_method(settings.method, settings.options)
     check_device(settings.device)
     _note_same_files(settings.networks)
     networks = gather_networks(settings.models, settings.networks)
@@ -305,13 +306,15 @@ def _check_outputs(settings: FuseConfig) -> None:
 
 
 def _load_data(settings: FuseConfig) -> tuple[Any, Any]:
-    """Unlabelled training images for the repair, and the test split for the scores."""
+    """Unlabelled training images for the method and the repair, and the test split for the scores."""
     if settings.data is None:
         return None, None
     from weldnet.cli._data import load_labelled, load_unlabelled
+    from weldnet.cli._method import choose_method
 
     labelled = load_labelled(settings.data, "test")
-    if settings.repair == "none":
+    looks = settings.method == "auto" or choose_method(settings.method, settings.options).needs_data
+    if settings.repair == "none" and not looks:
         return None, labelled
     return load_unlabelled(settings.data, settings.samples), labelled
 

@@ -18,7 +18,7 @@ _KINDS = {int: ((int,), "a whole number"), float: ((int, float), "a number"), st
 
 
 def choose_method(name: str, options: Mapping[str, Any], *, has_data: bool = False) -> AlignmentMethod:
-    """Return the method of that name with its options; ``auto`` depends on whether there is unlabelled data.
+    """Return the method of that name with its options; ``auto`` is what it is for equal widths.
 
     Raises:
         UsageError: an unknown name or option, or a value of the wrong type or out of range; what is allowed is said.
@@ -26,7 +26,7 @@ def choose_method(name: str, options: Mapping[str, Any], *, has_data: bool = Fal
     from weldnet.alignment import METHODS, choose_auto, make_method
 
     check_method(name)
-    name = choose_auto(has_data).method if name == "auto" else name
+    name = choose_auto(has_data=has_data).method if name == "auto" else name
     kind = METHODS[name]
     names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
     hints = get_type_hints(kind)

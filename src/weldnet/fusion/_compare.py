@@ -150,7 +150,8 @@ class _Bench:
         self.tick(f"{name}: align")
         seen = _counted(self.inputs)
         try:
-            chosen = make_method(resolve(method, has_data=seen is not None)[0])
+            states = self.prepared.parents.states.values()
+            chosen = make_method(resolve(method, has_data=seen is not None, states=states)[0])
             name = describe(chosen) if method != "auto" else f"auto: {describe(chosen)}"
             with _measured(seen) as effort:
                 aligned = align_parents(self.prepared, chosen, Clock(False), data=seen, device=self.device)
