@@ -12,6 +12,7 @@ from torch import Tensor
 
 from weldnet.affinity import Gaussian, InnerProduct, Kernel, VectorNorm
 from weldnet.alignment._ascent import WEIGHTINGS, Ascent, by_norm, start
+from weldnet.alignment._evidence import add_activations
 from weldnet.alignment._method import Alignment, Problem
 from weldnet.alignment._sweeps import hard_sweeps
 from weldnet.alignment._tree import Tree
@@ -36,6 +37,10 @@ class Gamf:
     A nested space (inside groups, inside heads) has an inner plan for every pair of blocks; what that is worth joins
     the scores of the blocks.
 
+    With ``activations`` above 0, A also has ``sum_(k' != k) sum_b corr(x_k[a], x_k'[b]) U_k'[b, u]``: what units do on
+    unlabelled inputs counts beside their weights. Correlations alone would be a linear problem; with the weights' edges
+    they tell the annealing where to go.
+
     Args:
         sigma: width of the Gaussian kernel in units of each tensor's mean square; ``inf`` is the inner product.
         affinity: ``"edge"`` compares weight by weight as the paper does; ``"vector"`` whole unit vectors as the
@@ -51,6 +56,9 @@ class Gamf:
         sinkhorn_iterations: for each visit, warm-started.
         hard_sweeps: at most, at the end.
         tolerance: relative error of the fast Gaussian expansion; 0 forces the exact kernel.
+        activations: how much the activations count; with 1, those of unlike units differ as much as what their weights
+            say. Needs unlabelled inputs, and the inner product of edges.
+        samples: inputs to look at, at most.
 
     Source: Liu et al., "Deep Neural Network Fusion via Graph Matching", ICML 2022, in the general form of
     ``docs/methods.md``; defaults by the study in ``docs/results/gamf-defaults.md``.
@@ -67,10 +75,11 @@ class Gamf:
     sinkhorn_iterations: int = 20
     hard_sweeps: int = 100
     tolerance: float = 1e-3
+    activations: float = 0.0
+    samples: int = 1024
     name = "gamf"
     order_invariant = True
     equivariant = True
-    needs_data = False
     any_width = False
 
     def __post_init__(self) -> None:
@@ -86,28 +95,42 @@ class Gamf:
             "sinkhorn_iterations": (self.sinkhorn_iterations >= 1, "1 or more"),
             "hard_sweeps": (self.hard_sweeps >= 1, "1 or more"),
             "tolerance": (0 <= self.tolerance < 1, "at least 0 and below 1"),
+            "activations": (0 <= self.activations < math.inf, "0 or more"),
+            "samples": (self.samples >= 2, "2 or more"),
         }
         for option, (fine, allowed) in limits.items():
             if not fine:
                 raise UsageError(f"gamf: {option} is {getattr(self, option)!r}; give {allowed}")
         if self.affinity == "vector" and self.sigma != math.inf:
             raise UsageError(f"gamf: sigma is {self.sigma} but the vector affinity has no sigma; leave one of them out")
+        if self.activations and (self.affinity == "vector" or self.sigma != math.inf):
+            raise UsageError(
+                f"gamf: activations is {self.activations} and they are compared by inner products; leave sigma and "
+                "affinity at their defaults"
+            )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it looks at activations."""
+        return self.activations > 0
 
     def __call__(self, problem: Problem, /) -> Alignment:
         """Align all networks; the universe is given in the order of the first."""
-        ascent = start(problem, self.weighting, by_norm(problem))
+        weights = ascent = start(problem, self.weighting, by_norm(problem))
+        if self.activations:
+            ascent = add_activations(weights, problem, self.name, share=self.activations, samples=self.samples)
         kept = ascent.resume("hard")
         soft_sweeps = self._anneal(ascent) if kept is None else int(kept["count"])
         roots = problem.structure.roots
         directions = itertools.islice(itertools.cycle([roots, roots[::-1]]), self.hard_sweeps)
         count, converged = hard_sweeps(ascent, self._kernel(), directions)
         stats = {
-            "objective": ascent.objective(),
+            "objective": weights.objective(),
             "soft_sweeps": soft_sweeps,
             "sweeps": count,
             "converged": converged,
         }
-        return ascent.alignment(repr(self), stats, problem.names)
+        return weights.alignment(repr(self), stats, problem.names)
 
     def _kernel(self) -> Kernel:
         if self.affinity == "vector":

@@ -1,0 +1,176 @@
+"""Which method `auto` is: methods on validation pairs, as averaged and after `refit`.
+
+Validation networks (seeds from 100 on, which no test or table uses) come from ``studies/train_networks.py``. Every pair of
+the first three networks of a set is fused by every method; with the training data split, its two parts. Methods and
+`refit` see 512 unlabelled training images; scores are on 2,000 other training images. Appends one JSON line for each
+fusion and skips what is there.
+
+    python studies/auto_choice.py --out docs/results/auto-choice.jsonl
+    python studies/auto_choice.py --out docs/results/auto-choice.jsonl --table docs/results/auto-choice.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from records import provenance
+from torch.utils.data import TensorDataset
+
+import weldnet
+from weldnet import checkpoints, data, models
+from weldnet.alignment import ActivationMatching, AlignmentMethod, Gamf, OptimalTransport, WeightMatching
+
+_VGG = {"width": 0.25, "batch_norm": False, "bias": False}
+SETS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "cifar10-vgg11q-val": ("cifar10", "vgg11", _VGG),
+    "mnist-mlp-val": ("mnist", "mlp", {}),
+    "mnist-cnn-val": ("mnist", "simple_cnn", {}),
+    "cifar10-vgg11q-dirichlet2-val": ("cifar10", "vgg11", _VGG),
+    "cifar10-vgg11bnq-val": ("cifar10", "vgg11", {"width": 0.25, "batch_norm": True}),
+    "cifar10-resnet20-val": ("cifar10", "resnet20", {}),
+}
+METHODS: dict[str, AlignmentMethod] = {
+    "gamf": Gamf(),
+    "activation_matching": ActivationMatching(),
+    "gamf activations=0.3": Gamf(activations=0.3),
+    "gamf activations=0.1": Gamf(activations=0.1),
+    "gamf activations=1": Gamf(activations=1.0),
+    "weight_matching": WeightMatching(),
+    "optimal_transport": OptimalTransport(),
+    "optimal_transport entropic 0.01": OptimalTransport(plan="entropic", epsilon=0.01),
+    "optimal_transport entropic 0.03": OptimalTransport(plan="entropic", epsilon=0.03),
+    "optimal_transport entropic 0.1": OptimalTransport(plan="entropic", epsilon=0.1),
+}
+REPAIRS = ("none", "refit")
+NETWORKS, UNLABELLED, SCORED = 3, 512, 2000
+
+
+def run(nets: Path, out: Path, sets: list[str], methods: list[str]) -> None:
+    """Fuse what is not in the records yet."""
+    records = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    done = {(r["set"], r["networks"], r["method"]) for r in records}
+    origin = provenance()
+    for name, (source, kind, options) in SETS.items():
+        files = sorted((nets / name).glob("seed*.safetensors"), key=lambda f: int(f.stem[4:]))[:NETWORKS]
+        for pair in itertools.combinations(files, 2) if not sets or name in sets else ():
+            names = ",".join(f.stem for f in pair)
+            todo = [m for m in methods if (name, names, m) not in done]
+            if not todo:
+                continue
+            train = data.load(source, split="train", limit=UNLABELLED + SCORED)
+            judged_on = TensorDataset(train.images[UNLABELLED:], train.labels[UNLABELLED:])
+            networks = {file.stem: _load(file, kind, options) for file in pair}
+            for label in todo:
+                found = weldnet.compare(
+                    networks,
+                    train.images[:1],
+                    methods=[METHODS[label]],
+                    repairs=REPAIRS,
+                    evaluate_on=judged_on,
+                    data=train.images[:UNLABELLED],
+                    points=0,
+                    check=False,
+                    progress=False,
+                )
+                record = {
+                    "set": name, "networks": names, "method": label, "setting": repr(METHODS[label]),
+                    "parents": [r.scores["accuracy"] for r in found.references if r.role == "parent"],
+                    "ensemble": next(r.scores["accuracy"] for r in found.references if r.role == "ensemble"),
+                    "scores": {row.repair: dict(row.scores) for row in found.rows},
+                    "errors": {row.repair: row.error for row in found.rows if row.error}, **origin,
+                }  # fmt: skip
+                with out.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+
+
+def _load(file: Path, kind: str, options: dict[str, Any]) -> torch.nn.Module:
+    model = models.build(kind, **options).eval()
+    checkpoints.load_into(model, checkpoints.load(file), file.stem)
+    return model
+
+
+def table(out: Path, target: Path) -> None:
+    """Write the records as Markdown: raw and refitted accuracy by method and set."""
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    sets = [s for s in SETS if any(r["set"] == s for r in records)]
+    commits = ", ".join(sorted({r["commit"] for r in records}))
+    lines = [
+        "# Which method `auto` is",
+        "",
+        "Measured by us: `python studies/auto_choice.py` (its docstring says how), on validation networks only. Accuracy",
+        "in %, mean (deviation) over pairs of the same three networks: as averaged, then after `refit` on 512 unlabelled",
+        f"training images. Records: `{out.name}`; commits {commits}, PyTorch {records[0]['torch']}.",
+    ]
+    for repair in REPAIRS:
+        counts = [len({r["networks"] for r in records if r["set"] == s}) for s in sets]
+        lines += [
+            "",
+            f"## {'As averaged' if repair == 'none' else 'After refit'}",
+            "",
+            "| method | "
+            + " | ".join(f"{s.removesuffix('-val')} ({n})" for s, n in zip(sets, counts, strict=True))
+            + " | mean |",
+            "|---|" + "---|" * (len(sets) + 1),
+            _row("*parents*", [[p for r in _of(records, s) for p in r["parents"]] for s in sets]),
+            _row("*ensemble*", [[r["ensemble"] for r in _of(records, s)] for s in sets]),
+        ]
+        for method in METHODS:
+            cells = [
+                [r["scores"][repair]["accuracy"] for r in _of(records, s, method) if r["scores"][repair]] for s in sets
+            ]
+            if any(cells):
+                lines.append(_row(method, cells))
+    lines += ["", *CHOICE]
+    target.write_text("\n".join(lines) + "\n")
+
+
+#: What follows from the tables.
+CHOICE = [
+    "## What was chosen, and why",
+    "",
+]
+
+
+def _of(records: list[dict[str, Any]], name: str, method: str | None = None) -> list[dict[str, Any]]:
+    return [r for r in records if r["set"] == name and r["method"] == (method or "gamf")]
+
+
+def _row(label: str, cells: list[list[float]]) -> str:
+    whole = all(cells)
+    mean = f"{100 * statistics.mean(statistics.mean(c) for c in cells):.2f}" if whole else ""
+    return f"| {label} | " + " | ".join(_cell(c) for c in cells) + f" | {mean} |"
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ({100 * statistics.stdev(values):.2f})" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.2f}{spread}"
+
+
+def main() -> None:
+    """Run the study, or write its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", type=Path, default=Path("runs/nets"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--sets", nargs="*", default=[], help="only these sets")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), help="only these methods")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.table:
+        table(args.out, args.table)
+    else:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        run(args.nets, args.out, args.sets, args.methods)
+
+
+if __name__ == "__main__":
+    main()
