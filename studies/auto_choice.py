@@ -1,7 +1,7 @@
 """Which method `auto` is: methods on validation pairs, as averaged and after `refit`.
 
-Validation networks (seeds from 100 on, which no test or table uses) come from ``studies/train_networks.py``. Every pair of
-the first three networks of a set is fused by every method; with the training data split, its two parts. Methods and
+Validation networks (seeds from 100 on, which no test or table uses) come from ``studies/train_networks.py``. Every pair
+of the first three networks of a set is fused by every method; with the training data split, its two parts. Methods and
 `refit` see 512 unlabelled training images; scores are on 2,000 other training images. Appends one JSON line for each
 fusion and skips what is there.
 
@@ -103,19 +103,18 @@ def table(out: Path, target: Path) -> None:
     lines = [
         "# Which method `auto` is",
         "",
-        "Measured by us: `python studies/auto_choice.py` (its docstring says how), on validation networks only. Accuracy",
-        "in %, mean (deviation) over pairs of the same three networks: as averaged, then after `refit` on 512 unlabelled",
+        "Measured by us: `python studies/auto_choice.py` (its docstring says how), on validation networks only.",
+        "Accuracy in %, mean (deviation) over pairs: as averaged, then after `refit` on 512 unlabelled",
         f"training images. Records: `{out.name}`; commits {commits}, PyTorch {records[0]['torch']}.",
     ]
     for repair in REPAIRS:
         counts = [len({r["networks"] for r in records if r["set"] == s}) for s in sets]
+        heads = [f"{s.removesuffix('-val')} ({n})" for s, n in zip(sets, counts, strict=True)]
         lines += [
             "",
             f"## {'As averaged' if repair == 'none' else 'After refit'}",
             "",
-            "| method | "
-            + " | ".join(f"{s.removesuffix('-val')} ({n})" for s, n in zip(sets, counts, strict=True))
-            + " | mean |",
+            "| method | " + " | ".join(heads) + " | mean |",
             "|---|" + "---|" * (len(sets) + 1),
             _row("*parents*", [[p for r in _of(records, s) for p in r["parents"]] for s in sets]),
             _row("*ensemble*", [[r["ensemble"] for r in _of(records, s)] for s in sets]),

@@ -27,7 +27,7 @@ from weldnet.errors import (
     StructureError,
     UsageError,
 )
-from weldnet.fusion import Averaged, BatchNormReset, average, fuse, make_repair, normalise_weights
+from weldnet.fusion import Averaged, BatchNormReset, Repaired, Rescale, average, fuse, make_repair, normalise_weights
 from weldnet.fusion import _steps as steps_module
 from weldnet.structure import capture, random_renumbering, renumber
 
@@ -423,6 +423,40 @@ def test_scores_come_from_a_function_of_the_network():
     several = fuse([a, b], x, evaluate_on=lambda m: {"loss": 1.0, "depth": 3.0}, progress=False).report
     assert several.rows[3].scores == {"loss": 1.0, "depth": 3.0}
     assert "depth" in str(several)
+
+
+def normalised(seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(20, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 5)).double()
+        net(3 * torch.randn(64, 20, dtype=torch.float64) + 1)
+    return net.eval()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_naive_row_is_the_plain_average_with_new_statistics_at_most(norm):
+    a, b = (normalised(0), normalised(1)) if norm else different_pair()[:2]
+    x = torch.randn(40, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    repaired: list[nn.Module] = []
+
+    def mend(averaged: Averaged, data: object) -> Repaired:
+        repaired.append(averaged.model)
+        return Rescale()(averaged, data)
+
+    def judge(net: nn.Module) -> float:
+        return float(net(x).square().sum())
+
+    result = fuse([a, b], x[:2], repair=mend, data=x, evaluate_on=judge, progress=False)
+    assert len(repaired) == 1, "the naive average was repaired too"
+    plain = fuse([a, b], x[:2], repair="none", data=x, evaluate_on=judge, progress=False)
+    mean = copy.deepcopy(a)
+    mean.load_state_dict(average([a.state_dict(), b.state_dict()]))
+    assert plain.report.row("naive").scores == {"score": judge(mean)}
+    wanted = BatchNormReset()(Averaged(mean, example_input=x[:2]), x).model if norm else mean
+    assert result.report.row("naive").scores == {"score": judge(wanted)}
+    assert (judge(wanted) != judge(mean)) == norm
+    (note,) = [note for note in result.report.notes if "the naive average has no repair" in note]
+    assert ("BatchNorm" in note) == norm
 
 
 def test_labelled_data_adds_the_ensemble():

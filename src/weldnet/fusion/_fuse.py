@@ -17,9 +17,12 @@ from weldnet.activations import Inputs, held
 from weldnet.alignment import AlignmentMethod, Diagnosis, describe, diagnose_states, make_method, named_states, resolve
 from weldnet.errors import UsageError
 from weldnet.evaluation import Labelled
+from weldnet.fusion._averaged import Averaged
+from weldnet.fusion._batch_norm import BatchNormReset, has_statistics
 from weldnet.fusion._familiar import strangeness
 from weldnet.fusion._fusion import Fusion
 from weldnet.fusion._judging import Judge, make_judge, notes, scored
+from weldnet.fusion._protocol import NoRepair
 from weldnet.fusion._repair import Repair, make_repair
 from weldnet.fusion._report import Report, Row
 from weldnet.fusion._size import average_at, size_notes
@@ -129,7 +132,7 @@ def fuse(
     with clock.step("evaluate"):
         naive = naive_average(prepared, averaged)
         if judge is not None:
-            naive = replace(naive, model=mend(naive, data).model)
+            naive = replace(naive, model=_with_statistics(naive, mend, data))
         rows = scored(
             [Row(n, "parent", {}, w, alignment.moved[n], aligned.errors.get(n)) for n, w in parents.shares.items()],
             parents.modules,
@@ -172,6 +175,16 @@ def fuse(
         "seed": seed,
     }
     return Fusion(repaired.model, alignment, averaged.structure, report, config, parents.fingerprints())
+
+
+def _with_statistics(naive: Averaged, mend: Repair, data: Inputs | None) -> nn.Module:
+    """Return the naive average, its BatchNorm statistics re-estimated: without them it is hardly a network.
+
+    No more than that: what a repair makes of it is another method's result, and takes as long as the fusion's own.
+    """
+    if data is None or isinstance(mend, NoRepair) or not has_statistics(naive.model):
+        return naive.model
+    return BatchNormReset()(naive, data).model
 
 
 def _check_arguments(networks: Any, example_input: Any, data: Any, seed: Any) -> None:

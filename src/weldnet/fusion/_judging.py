@@ -94,6 +94,9 @@ def notes(
         )
     if any(row.name == "naive truncation" for row in rows):
         yield "the widths differ: the naive row cuts off the wider networks' last units and fills up with zeros."
+    if not unrepaired and any(row.role == "naive" and row.scores for row in rows):
+        reset = ", but for new BatchNorm statistics" if data is not None and has_statistics(fused) else ""
+        yield f"the naive average has no repair{reset}; weldnet compare has one that is repaired too (identity)."
     if unrepaired and has_statistics(fused):
         yield (
             "the network has BatchNorm statistics, which averaging breaks: expect it to be far worse than its parents "
