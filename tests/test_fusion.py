@@ -444,7 +444,7 @@ def test_the_naive_row_is_the_plain_average_with_new_statistics_at_most(norm):
         return Rescale()(averaged, data)
 
     def judge(net: nn.Module) -> float:
-        return float(net(x).square().sum())
+        return float(net(x).detach().square().sum())
 
     result = fuse([a, b], x[:2], repair=mend, data=x, evaluate_on=judge, progress=False)
     assert len(repaired) == 1, "the naive average was repaired too"
