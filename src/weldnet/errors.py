@@ -12,6 +12,7 @@
     │   └── WidthError             unequal widths, for a method that needs equal ones
     ├── FusionError                aligned networks that cannot be averaged or repaired
     ├── TrainingError              a training run that cannot go on
+    ├── FederatedError             a federated run that cannot go on
     └── RecordError                records of a study that cannot be read or written
 
     WeldnetWarning                 a result that is right but may surprise
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "FederatedError",
     "FusionError",
     "ModelError",
     "RecordError",
@@ -85,6 +87,10 @@ class FusionError(WeldnetError):
 
 class TrainingError(WeldnetError):
     """A training run cannot go on."""
+
+
+class FederatedError(WeldnetError):
+    """A federated run cannot begin, go on or be resumed."""
 
 
 class RecordError(WeldnetError):

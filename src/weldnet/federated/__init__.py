@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from weldnet.federated._aggregate import Aggregated, aggregate
+from weldnet.federated._algorithm import ClientAlgorithm, ClientResult, Plain, Task, train_locally
+from weldnet.federated._algorithms import ALGORITHMS, make_algorithm
 from weldnet.federated._blueprint import Blueprint
+from weldnet.federated._clients import ClientStore
+from weldnet.federated._config import FederatedConfig, LocalConfig, PartitionConfig
+from weldnet.federated._federation import Federation, Order, Worked
+from weldnet.federated._fedprox import FedProx
 from weldnet.federated._matched import FedMA, Matched
+from weldnet.federated._moon import Headed, Moon, contrast, with_head
+from weldnet.federated._rounds import CHECKPOINT, CLIENTS, MODEL, Server, simulate
 from weldnet.federated._rule import Combined, FedAvg, Rule, Setting
 from weldnet.federated._rules import RULES, make_rule
 from weldnet.federated._server import (
@@ -20,10 +28,17 @@ from weldnet.federated._server import (
 from weldnet.federated._update import ClientUpdate, Dropped
 
 __all__ = [
+    "ALGORITHMS",
+    "CHECKPOINT",
+    "CLIENTS",
+    "MODEL",
     "OPTIMISERS",
     "RULES",
     "Aggregated",
     "Blueprint",
+    "ClientAlgorithm",
+    "ClientResult",
+    "ClientStore",
     "ClientUpdate",
     "Combined",
     "Dropped",
@@ -32,13 +47,30 @@ __all__ = [
     "FedAvgM",
     "FedExP",
     "FedMA",
+    "FedProx",
+    "FederatedConfig",
+    "Federation",
+    "Headed",
+    "LocalConfig",
     "Matched",
+    "Moon",
     "NoOptimiser",
+    "Order",
+    "PartitionConfig",
+    "Plain",
     "Rule",
+    "Server",
     "ServerOptimiser",
     "Setting",
     "Step",
+    "Task",
+    "Worked",
     "aggregate",
+    "contrast",
+    "make_algorithm",
     "make_optimiser",
     "make_rule",
+    "simulate",
+    "train_locally",
+    "with_head",
 ]

@@ -30,6 +30,10 @@ class Objective(Protocol):
     @property
     def identity(self) -> Mapping[str, Any]: ...
 
+    def attach(self, model: nn.Module) -> None:
+        """See the copy that is about to be trained, once, before its first step; most objectives need not."""
+        ...
+
     def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, int]:
         """Return the loss of a batch, and for how many of its samples the largest logit is the right one.
 
@@ -47,6 +51,9 @@ class Labels:
     def __init__(self, inputs: Tensor, labels: Tensor, name: str, smoothing: float) -> None:
         self.inputs, self.labels, self.name, self.smoothing = inputs, labels, name, smoothing
         self.identity: Mapping[str, Any] = {}
+
+    def attach(self, model: nn.Module) -> None:
+        """See :class:`Objective`."""
 
     def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, int]:
         """See :class:`Objective`."""
@@ -69,6 +76,9 @@ class Ensemble:
         self.identity: Mapping[str, Any] = {"parents": prints, "temperature": temperature}
         copies = [in_layout(copy.deepcopy(parent).eval(), torch.channels_last) for parent in parents]
         self.parents = [parent.to(device).requires_grad_(False) for parent in copies]
+
+    def attach(self, model: nn.Module) -> None:
+        """See :class:`Objective`."""
 
     def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, int]:
         """See :class:`Objective`; right is what the ensemble says."""

@@ -1,0 +1,306 @@
+"""The rounds: the server that steps, evaluates, records and saves itself, and the plainest engine around it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from torch import Tensor
+
+from weldnet.checkpoints import load, read_metadata, save
+from weldnet.errors import FederatedError, WeldnetError
+from weldnet.evaluation import evaluate
+from weldnet.federated._aggregate import Aggregated, aggregate
+from weldnet.federated._clients import ClientStore
+from weldnet.federated._config import FederatedConfig
+from weldnet.federated._federation import Federation, Order, derive_seed, fixed_threads
+from weldnet.federated._matched import Matched
+from weldnet.federated._rule import FedAvg, Rule
+from weldnet.federated._update import ClientUpdate
+from weldnet.records import Record, append, where
+
+__all__ = ["CHECKPOINT", "CLIENTS", "MODEL", "Server", "simulate"]
+
+CHECKPOINT = "checkpoint.safetensors"
+"""The server's state after its last round, in a run's folder."""
+
+MODEL = "global.safetensors"
+"""The global model of a finished run, in its folder."""
+
+CLIENTS = "clients"
+"""Where an engine on one machine keeps what clients keep, in a run's folder."""
+
+
+@final
+class Server:
+    """The server of a run, between two rounds.
+
+    Args:
+        federation: what the config stands for.
+        out: the run's folder: records, and the server's state after every round.
+        resume: go on from the state in the folder, if there is one.
+
+    Attributes:
+        state: the global model.
+        round: how many rounds are done.
+
+    Raises:
+        FederatedError: the folder holds another run, or one that was not asked to be resumed.
+
+    Example:
+        >>> import tempfile
+        >>> config = FederatedConfig(dataset="digits", model_options={"sizes": [64, 8, 10]}, clients=2, rounds=1)
+        >>> federation = Federation(config)
+        >>> server = Server(federation, tempfile.mkdtemp())
+        >>> while not server.done:
+        ...     updates = [federation.work(order).update for order in server.orders()]
+        ...     record = server.receive(updates)
+        >>> server.round, sorted(record.cell)[:3]
+        (1, ['algorithm', 'align_at', 'architecture'])
+    """
+
+    def __init__(self, federation: Federation, out: str | os.PathLike[str], *, resume: bool = False) -> None:
+        self.federation = federation
+        self.config = federation.config
+        self.out = Path(out)
+        self.round = 0
+        self.state: Mapping[str, Tensor] = federation.initial()
+        self._optimiser_state: Mapping[str, Tensor] = {}
+        if (self.out / CHECKPOINT).exists():
+            if not resume:
+                raise FederatedError(f"{self.out} holds a run already; resume it, or give another folder")
+            self._restore()
+        else:
+            append(self.out, [self._introduction()])
+
+    @property
+    def done(self) -> bool:
+        """Whether all rounds are over."""
+        return self.round >= self.config.rounds
+
+    def orders(self) -> list[Order]:
+        """Return what the clients of the next round are asked, sorted by client."""
+        number = self.round + 1
+        return [Order(client=client, round=number, state=self.state) for client in self.federation.chosen(number)]
+
+    def receive(self, updates: Sequence[ClientUpdate], failed: Mapping[str, str] | None = None) -> Record:
+        """Make the next global model of what came back; record the round and save the server.
+
+        Args:
+            updates: in any order.
+            failed: clients that answered with an error, and which. Those who are in neither are missing.
+
+        Returns:
+            The record of the round, which is in the run's folder.
+
+        Raises:
+            RecordError, CheckpointError: the folder cannot be written.
+            FusionError, UsageError: the rule cannot work on these networks, whoever sent them.
+        """
+        orders = self.orders()
+        number, began = self.round + 1, self.federation.began(orders[0])
+        with fixed_threads(self.config.threads):
+            found = aggregate(
+                updates,
+                self.state,
+                number,
+                rule=self._rule(),
+                blueprint=self.federation.blueprint,
+                optimiser=self.config.make_optimiser(),
+                optimiser_state=self._optimiser_state,
+                began=began,
+                min_updates=self.config.min_replies,
+                seed=derive_seed(self.config.seed, "server"),
+                data=self.federation.server_data,
+            )
+            self.state, self._optimiser_state = found.state, found.optimiser_state
+            scores = self._evaluate(number)
+        self.round = number
+        record = self._record(found, updates, dict(failed or {}), {order.client for order in orders}, scores)
+        append(self.out, [record])
+        self._save()
+        return record
+
+    def finish(self) -> Path:
+        """Write the global model beside the records; return the file."""
+        path = self.out / MODEL
+        save(self.state, path, metadata={"content": "weldnet-federated", "config": self.config.to_yaml()})
+        return path
+
+    def _rule(self) -> Rule:
+        rule = self.config.make_rule()
+        if self.config.align_at == "client":
+            assert isinstance(rule, Matched)
+            return FedAvg(weighting=rule.weighting)
+        return rule
+
+    def _evaluate(self, number: int) -> dict[str, float]:
+        if number % self.config.evaluate_every and number != self.config.rounds:
+            return {}
+        model = self.federation.blueprint.module(self.state)
+        return evaluate(model, self.federation.test_data).scores
+
+    # -- records ----------------------------------------------------------------------------------
+
+    def _cell(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "dataset": config.dataset,
+            "partition": _partition(config),
+            "architecture": config.model,
+            "clients": config.clients,
+            "rule": config.make_rule().name,
+            "algorithm": config.make_algorithm().name,
+            "server_optimiser": config.make_optimiser().name,
+            "initialisation": config.initialisation,
+            "align_at": config.align_at,
+            "local_epochs": config.local.epochs,
+            "participation": config.participation,
+            "seed": config.seed,
+        }
+
+    def _introduction(self) -> Record:
+        return Record(
+            kind="run",
+            key=self.config.key(),
+            cell=self._cell(),
+            extra={"title": "Federated learning", "config": self.config.model_dump()},
+            seed=self.config.seed,
+            where=where(),
+        )
+
+    def _record(
+        self,
+        found: Aggregated,
+        updates: Sequence[ClientUpdate],
+        failed: dict[str, str],
+        asked: set[str],
+        scores: Mapping[str, float],
+    ) -> Record:
+        used = [update for update in updates if update.client in found.clients]
+        missing = sorted(asked - {update.client for update in updates} - failed.keys())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in self.state.values())
+        values: dict[str, float | None] = {
+            **scores,
+            **found.stats,
+            **_over_clients(used),
+            "replies": len(found.clients),
+            "dropped": len(found.dropped),
+            "failed": len(failed),
+            "missing": len(missing),
+            "bytes_down": size * len(asked),
+            "bytes_up": size * len(updates),
+        }
+        extra = {
+            "clients": list(found.clients),
+            "shares": dict(found.shares),
+            "moved": dict(found.moved) or {u.client: u.values["moved"] for u in used if "moved" in u.values},
+            "dropped": {entry.client: entry.reason for entry in found.dropped},
+            "failed": failed,
+            "missing": missing,
+            "skipped": found.skipped,
+        }
+        return Record(
+            kind="round",
+            key=f"{self.config.key()}-{self.round}",
+            cell={**self._cell(), "round": self.round},
+            values=values,
+            extra=extra,
+            seed=self.config.seed,
+            where=where(),
+        )
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        tensors = {f"global/{name}": tensor for name, tensor in self.state.items()}
+        tensors |= {f"optimiser/{name}": tensor for name, tensor in self._optimiser_state.items()}
+        metadata = {"content": "weldnet-federated-state", "key": self.config.key(), "round": str(self.round)}
+        save(tensors, self.out / CHECKPOINT, metadata=metadata)
+
+    def _restore(self) -> None:
+        path = self.out / CHECKPOINT
+        metadata = read_metadata(path)
+        if metadata.get("content") != "weldnet-federated-state":
+            raise FederatedError(f"{path} is no state of a federated run; delete it to start afresh")
+        if metadata["key"] != self.config.key():
+            raise FederatedError(
+                f"{path} is of a run with other settings; resume with those (only rounds and evaluate_every may "
+                "change), or give another folder"
+            )
+        tensors = load(path)
+        parts: dict[str, dict[str, Tensor]] = {"global": {}, "optimiser": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        self.round, self.state, self._optimiser_state = int(metadata["round"]), parts["global"], parts["optimiser"]
+
+
+def simulate(
+    config: FederatedConfig,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    federation: Federation | None = None,
+    on_round: Callable[[Record], None] | None = None,
+) -> Server:
+    """Run clients and server in this process, one client after the other: the engine that all others agree with.
+
+    Args:
+        config: the settings.
+        out: the run's folder: ``records.jsonl``, ``checkpoint.safetensors`` and, at the end, ``global.safetensors``.
+        resume: go on where an interrupted run stopped; the result is bit-equal to that of a run that was not.
+        federation: of this very config, if there is one already.
+        on_round: is shown each round's record.
+
+    Returns:
+        The server after the last round.
+
+    Raises:
+        FederatedError: the folder holds another run, or one that was not asked to be resumed.
+        ConfigError, DataError: model or data that cannot be had.
+    """
+    federation = federation or Federation(config)
+    server = Server(federation, out, resume=resume)
+    store = ClientStore(Path(out) / CLIENTS)
+    while not server.done:
+        updates: list[ClientUpdate] = []
+        failed: dict[str, str] = {}
+        for order in server.orders():
+            try:
+                worked = federation.work(order, store.load(order.client, order.round))
+            except WeldnetError as error:
+                failed[order.client] = str(error)
+                continue
+            store.save(order.client, order.round, worked.client_state)
+            updates.append(worked.update)
+        record = server.receive(updates, failed)
+        if on_round is not None:
+            on_round(record)
+    server.finish()
+    return server
+
+
+def _partition(config: FederatedConfig) -> str:
+    part = config.partition
+    number = {"dirichlet": f" {part.alpha:g}", "skew": f" {part.share:g}", "shards": f" {part.shards}", "iid": ""}
+    return part.scheme + number[part.scheme]
+
+
+def _over_clients(updates: Sequence[ClientUpdate]) -> dict[str, float]:
+    """The means of what clients measured, by samples; of seconds and shares moved what a reader asks for."""
+    found: dict[str, float] = {}
+    total = sum(update.examples for update in updates)
+    for name in ("loss", "train_accuracy"):
+        known = [(u.values[name], u.examples) for u in updates if name in u.values]
+        if known and len(known) == len(updates):
+            found["train_" + name.removeprefix("train_")] = sum(v * n for v, n in known) / total
+    seconds = [u.values["seconds"] for u in updates if "seconds" in u.values]
+    moved = [u.values["moved"] for u in updates if "moved" in u.values]
+    if seconds:
+        found["client_seconds"] = sum(seconds)
+    if moved:
+        found |= {"moved": sum(moved) / len(moved), "moved_max": max(moved)}
+    return found

@@ -1,0 +1,264 @@
+"""Whole runs: bit-equal, resumable, and alive when clients are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from weldnet.checkpoints import load, load_into, save
+from weldnet.errors import ConfigError, FederatedError, TrainingError
+from weldnet.evaluation import evaluate
+from weldnet.federated import (
+    CHECKPOINT,
+    ClientStore,
+    FederatedConfig,
+    Federation,
+    Server,
+    simulate,
+)
+from weldnet.records import read
+
+BASE: dict[str, Any] = {
+    "dataset": "digits",
+    "train_limit": 300,
+    "model": "mlp",
+    "model_options": {"sizes": [64, 10, 10]},
+    "clients": 3,
+    "rounds": 2,
+    "local": {"epochs": 1, "batch_size": 16, "lr": 0.1},
+}
+
+
+def config(**changes: Any) -> FederatedConfig:
+    return FederatedConfig.make({**BASE, **changes})
+
+
+def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rule": "fedavg-uniform", "algorithm": "moon", "server_optimiser": "fedadam"},
+        {
+            "algorithm": {"name": "moon", "mu": 5.0},
+            "projection": 6,
+            "server_optimiser": "fedavgm",
+            "participation": 0.7,
+        },
+        {"initialisation": "own", "rule": "fedma", "algorithm": {"name": "fedprox", "mu": 0.1}},
+        {"align_at": "client", "rule": "weight_matching", "algorithm": "moon", "initialisation": "own"},
+        {"rule": "activation_matching", "server_rows": 32, "server_optimiser": "fedexp"},
+    ],
+    ids=["gamf", "moon+fedadam", "head+fedavgm", "own+fedma", "client", "activations"],
+)
+def test_two_rounds_and_two_more_are_four(changes: dict[str, Any], tmp_path: Path) -> None:
+    whole = simulate(config(rounds=4, **changes), tmp_path / "whole")
+    simulate(config(rounds=2, **changes), tmp_path / "parts")
+    resumed = simulate(config(rounds=4, **changes), tmp_path / "parts", resume=True)
+    assert equal(whole.state, resumed.state)
+    one, two = (read(tmp_path / name).of("round") for name in ("whole", "parts"))
+    assert [r.cell["round"] for r in two] == [1, 2, 3, 4]
+    assert [r.values["accuracy"] for r in one] == [r.values["accuracy"] for r in two]
+
+
+def test_a_round_that_was_cut_off_is_done_again(tmp_path: Path) -> None:
+    """Killed after the clients of round 3 kept their states, before the server saved itself."""
+    changes = {"algorithm": {"name": "moon", "mu": 5.0}, "rounds": 3}
+    whole = simulate(config(**changes), tmp_path / "whole")
+    simulate(config(**{**changes, "rounds": 2}), tmp_path / "cut")
+    before = (tmp_path / "cut" / CHECKPOINT).read_bytes()
+    simulate(config(**changes), tmp_path / "cut", resume=True)
+    (tmp_path / "cut" / CHECKPOINT).write_bytes(before)
+    again = simulate(config(**changes), tmp_path / "cut", resume=True)
+    assert equal(whole.state, again.state)
+    assert [r.cell["round"] for r in read(tmp_path / "cut").of("round")] == [1, 2, 3]
+
+
+def test_the_final_model_is_on_disk_and_as_good_as_recorded(tmp_path: Path) -> None:
+    server = simulate(config(rounds=3), tmp_path)
+    state = load(tmp_path / "global.safetensors")
+    assert equal(state, dict(server.state))
+    model = server.federation.blueprint.module(state)
+    record = read(tmp_path).of("round", round=3)[0]
+    assert evaluate(model, server.federation.test_data).accuracy == record.values["accuracy"]
+    assert record.values["accuracy"] > 0.4
+    assert record.values["bytes_up"] == 3 * sum(t.numel() * 4 for t in state.values())
+    assert record.values["moved"] is not None
+    assert read(tmp_path).of("run")[0].extra["config"]["clients"] == 3
+
+
+def test_only_some_rounds_are_evaluated_and_the_last_always(tmp_path: Path) -> None:
+    simulate(config(rounds=3, evaluate_every=2), tmp_path)
+    assert ["accuracy" in r.values for r in read(tmp_path).of("round")] == [False, True, True]
+
+
+def test_own_initialisation_begins_apart_and_goes_on_together() -> None:
+    federation = Federation(config(initialisation="own", local={"epochs": 0}))
+    server_state = federation.initial()
+    first = [federation.work(order).update.state for order in orders(federation, server_state, 1)]
+    assert not any(equal(state, server_state) for state in first)
+    assert not equal(first[0], first[1])
+    second = [federation.work(order).update.state for order in orders(federation, server_state, 2)]
+    assert all(equal(state, server_state) for state in second)
+
+
+def orders(federation: Federation, state: Mapping[str, Tensor], number: int) -> list[Any]:
+    from weldnet.federated import Order
+
+    return [Order(client=client, round=number, state=state) for client in federation.chosen(number)]
+
+
+def test_clients_that_align_send_the_same_network_in_another_order() -> None:
+    changes = {"initialisation": "own", "rule": "weight_matching"}
+    here, there = Federation(config(**changes)), Federation(config(**changes, align_at="client"))
+    order = orders(here, here.initial(), 1)[0]
+    plain, aligned = here.work(order).update, there.work(order).update
+    assert aligned.values["moved"] > 0.5
+    assert not equal(plain.state, aligned.state)
+    for split in (here.test_data,):
+        one = here.blueprint.module(plain.state)(split.images)
+        torch.testing.assert_close(one, here.blueprint.module(aligned.state)(split.images), rtol=1e-4, atol=1e-5)
+
+
+def test_every_round_asks_other_clients_and_the_same_ones_again() -> None:
+    federation = Federation(config(clients=8, participation=0.5))
+    rounds = [federation.chosen(number) for number in range(1, 9)]
+    assert all(len(chosen) == 4 for chosen in rounds)
+    assert len(set(rounds)) > 1
+    assert rounds == [Federation(config(clients=8, participation=0.5)).chosen(number) for number in range(1, 9)]
+
+
+def test_parts_leave_the_servers_rows_out() -> None:
+    federation = Federation(config(server_rows=40))
+    rows = torch.cat(list(federation.parts.values()))
+    assert len(rows) == 260 == len(rows.unique())
+    assert federation.server_data is not None
+    assert federation.server_data.shape == (40, 1, 8, 8)
+
+
+def test_clients_that_fail_are_recorded_and_the_round_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Federation.work
+
+    def sometimes(self: Federation, order: Any, kept: Any = None) -> Any:
+        if order.client == "client-01" or order.round == 2:
+            raise TrainingError("the loss became nan")
+        return work(self, order, kept)
+
+    monkeypatch.setattr(Federation, "work", sometimes)
+    states = []
+    federation = Federation(config(rounds=2))
+    server = simulate(config(rounds=2), tmp_path, federation=federation, on_round=lambda r: states.append(r))
+    one, two = read(tmp_path).of("round")
+    assert one.extra["failed"] == {"client-01": "the loss became nan"}
+    assert one.values["replies"] == 2
+    assert two.values["replies"] == 0
+    assert two.extra["skipped"]
+    assert two.values["accuracy"] == one.values["accuracy"]  # the model was kept
+    assert server.round == 2
+    assert states == [one, two]
+
+
+def test_silent_clients_are_missing_and_too_few_replies_skip_the_round(tmp_path: Path) -> None:
+    federation = Federation(config(min_replies=3))
+    server = Server(federation, tmp_path)
+    before = dict(server.state)
+    record = server.receive([federation.work(order).update for order in server.orders()[1:]])
+    assert record.extra["missing"] == ["client-00"]
+    assert "3 are needed" in record.extra["skipped"]
+    assert equal(before, dict(server.state))
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    simulate(config(rounds=1), tmp_path)
+    with pytest.raises(FederatedError, match="resume"):
+        simulate(config(rounds=1), tmp_path)
+    with pytest.raises(FederatedError, match="other settings"):
+        simulate(config(rounds=1, seed=1), tmp_path, resume=True)
+    save({"w": torch.zeros(1)}, tmp_path / CHECKPOINT)
+    with pytest.raises(FederatedError, match="no state"):
+        simulate(config(rounds=1), tmp_path, resume=True)
+
+
+def test_the_store_keeps_the_last_two_rounds(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path)
+    for number in range(1, 5):
+        store.save("a", number, {"w": torch.full((1,), float(number))})
+    store.save("a", 9, {})
+    assert float(store.load("a", 5)["w"]) == 4
+    assert float(store.load("a", 4)["w"]) == 3
+    assert store.load("a", 3) == {}
+    assert store.load("b", 3) == {}
+
+
+def test_the_model_fits_the_blueprint() -> None:
+    federation = Federation(config())
+    model = federation.blueprint.module(federation.initial())
+    load_into(model, federation.initial(), "again")
+    assert federation.blueprint.last == {"layers.1.weight": 0, "layers.1.bias": 0}
+
+
+# -- configs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rouds": 3}, "did you mean 'rounds'"),
+        ({"local": {"epoch": 3}}, "did you mean 'epochs'"),
+        ({"rounds": 0}, "rounds: 0 is no good"),
+        ({"rounds": "3"}, "rounds: '3' is no good"),
+        ({"rule": "gamff"}, "unknown rule 'gamff'"),
+        ({"algorithm": {"name": "moon", "nu": 1}}, "no option 'nu'"),
+        ({"server_optimiser": "adam"}, "unknown server optimiser 'adam'"),
+        ({"align_at": "client", "rule": "fedavg"}, "align_at"),
+        ({"align_at": "client", "rule": "gamf-joint"}, "align_at"),
+        ({"rule": "activation_matching"}, "server_rows"),
+        ({"min_replies": 4}, "min_replies is 4"),
+        ({"partition": {"scheme": "random"}}, "partition.scheme"),
+        ({"participation": 0.0}, "participation"),
+    ],
+)
+def test_configs_that_mean_nothing_are_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        config(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_comes_from_a_file_and_goes_to_one(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(config(rule={"name": "gamf", "weighting": "uniform"}).to_yaml())
+    assert FederatedConfig.read(path) == config(rule={"name": "gamf", "weighting": "uniform"})
+    path.write_text("clients: 3")
+    with pytest.raises(ConfigError, match="dataset is missing"):
+        FederatedConfig.read(path)
+    path.write_text("- 1")
+    with pytest.raises(ConfigError, match="no settings"):
+        FederatedConfig.read(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        FederatedConfig.read(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "mlpp"}, "unknown model 'mlpp'"),
+        ({"model": "weldnet.models:nothing"}, "cannot be imported"),
+        ({"model_options": {"depth": 3}}, "cannot be built"),
+    ],
+)
+def test_models_that_do_not_exist_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Federation(config(**changes))
+
+
+def test_models_can_be_imported() -> None:
+    federation = Federation(config(model="weldnet.models:mlp"))
+    assert set(federation.initial()) == {"layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"}
