@@ -215,6 +215,22 @@ def test_methods_that_look_at_activations_take_the_servers_inputs(name: str, blu
         aggregate(sent, reference, 1, rule=name, blueprint=blueprint)
 
 
+@pytest.mark.parametrize("rule", ["fedavg", "weight_matching", "optimal_transport"])
+def test_repairs_know_who_went_where(rule: str, blueprint: Blueprint) -> None:
+    """Mended with the parents' couplings, the mean answers more as their ensemble does."""
+    reference = state(1)
+    sent = [update("a", state(2)), update("b", state(3))]
+    plain = aggregate(sent, reference, 1, rule=rule, blueprint=blueprint)
+    mended = aggregate(sent, reference, 1, rule=rule, blueprint=blueprint, repair="refit", data=X)
+    assert not equal(plain.state, mended.state)
+
+    def distance(found: Mapping[str, Tensor]) -> float:
+        ensemble = torch.stack([blueprint.module(u.state).eval()(X) for u in sent]).mean(0)
+        return (blueprint.module(found).eval()(X) - ensemble).norm().item()
+
+    assert distance(mended.state) < 0.8 * distance(plain.state)
+
+
 # -- server optimisers -------------------------------------------------------------------------------
 
 

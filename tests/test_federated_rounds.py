@@ -55,7 +55,7 @@ def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
         },
         {"initialisation": "own", "rule": "fedma", "algorithm": {"name": "fedprox", "mu": 0.1}},
         {"align_at": "client", "rule": "weight_matching", "algorithm": "moon", "initialisation": "own"},
-        {"rule": "activation_matching", "server_rows": 32, "server_optimiser": "fedexp"},
+        {"rule": "activation_matching", "server_rows": 32, "server_optimiser": "fedexp", "repair": "refit"},
     ],
     ids=["gamf", "moon+fedadam", "head+fedavgm", "own+fedma", "client", "activations"],
 )
@@ -222,6 +222,8 @@ def test_the_model_fits_the_blueprint() -> None:
         ({"align_at": "client", "rule": "gamf-joint"}, "align_at"),
         ({"rule": "activation_matching"}, "server_rows"),
         ({"min_replies": 4}, "min_replies is 4"),
+        ({"repair": "refit"}, "server_rows"),
+        ({"repair": "refitt"}, "unknown repair 'refitt'"),
         ({"partition": {"scheme": "random"}}, "partition.scheme"),
         ({"participation": 0.0}, "participation"),
     ],

@@ -18,7 +18,7 @@ from weldnet.assignment import Coupling, Permutation, injection
 from weldnet.errors import UsageError
 from weldnet.structure import Space, Structure, Wider, unit_rows, widened
 
-__all__ = ["Globals", "MatchedAveraging"]
+__all__ = ["Globals", "MatchedAveraging", "match_space"]
 
 
 @final
@@ -80,6 +80,28 @@ class MatchedAveraging:
         found = ascent.alignment(repr(self), stats, problem.names)
         named = {n: {s: couplings[n].get(s, c) for s, c in found[n].items()} for n in problem.names}
         return Alignment(named, repr(self), stats)
+
+
+def match_space(method: MatchedAveraging, problem: Problem, done: Sequence[str]) -> tuple[str, dict[str, Tensor], int]:
+    """Match the next space, from the input to the output, of networks that are in one order in the spaces before it.
+
+    Args:
+        method: the settings.
+        problem: the networks.
+        done: the spaces that are matched; there is another one, and none of it is nested.
+
+    Returns:
+        The space, the global unit of each unit by network, and how many global units there are. Global units begin with
+        the first network's, in their order.
+    """
+    structure = problem.structure
+    walk = _Walk(method, problem, from_weights(problem), torch.Generator().manual_seed(problem.seed))
+    for name in done:
+        walk.units[name] = structure.space(name).size
+        walk.targets[name] = {network: torch.arange(walk.units[name]) for network in problem.names}
+    root = next_root(walk.pictures, [root for root in structure.roots if root.name not in done], walk.targets)
+    walk.match(root)
+    return root.name, walk.targets[root.name], walk.units[root.name]
 
 
 @dataclass
@@ -166,10 +188,14 @@ class _Walk:
         while roots:
             root = next_root(self.pictures, roots, self.targets)
             roots.remove(root)
-            features = {name: self._features(name, root) for name in self.problem.names}
-            growth = self.method.growth and _can_grow(structure, root)
-            found = self._match(features, growth)
-            self.targets[root.name], self.units[root.name] = _as_the_first(found)
+            self.match(root)
+
+    def match(self, root: Space) -> None:
+        """Match one space, given those that are matched."""
+        features = {name: self._features(name, root) for name in self.problem.names}
+        growth = self.method.growth and _can_grow(self.problem.structure, root)
+        found = self._match(features, growth)
+        self.targets[root.name], self.units[root.name] = _as_the_first(found)
 
     def couplings(self) -> dict[str, dict[str, Coupling]]:
         found: dict[str, dict[str, Coupling]] = {name: {} for name in self.problem.names}

@@ -10,6 +10,7 @@ from weldnet.federated._clients import ClientStore
 from weldnet.federated._config import FederatedConfig, LocalConfig, PartitionConfig
 from weldnet.federated._federation import Federation, Order, Worked
 from weldnet.federated._fedprox import FedProx
+from weldnet.federated._layers import LayerRounds, Matching, cut_out
 from weldnet.federated._matched import FedMA, Matched
 from weldnet.federated._moon import Headed, Moon, contrast, with_head
 from weldnet.federated._rounds import CHECKPOINT, CLIENTS, MODEL, Server, simulate
@@ -51,8 +52,10 @@ __all__ = [
     "FederatedConfig",
     "Federation",
     "Headed",
+    "LayerRounds",
     "LocalConfig",
     "Matched",
+    "Matching",
     "Moon",
     "NoOptimiser",
     "Order",
@@ -67,6 +70,7 @@ __all__ = [
     "Worked",
     "aggregate",
     "contrast",
+    "cut_out",
     "make_algorithm",
     "make_optimiser",
     "make_rule",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor
 from weldnet.activations import Inputs
 from weldnet.errors import UsageError
 from weldnet.federated._blueprint import Blueprint
+from weldnet.federated._repaired import repaired
 from weldnet.federated._rule import Rule, Setting
 from weldnet.federated._rules import make_rule
 from weldnet.federated._server import NoOptimiser, ServerOptimiser, Step, make_optimiser
 from weldnet.federated._update import ClientUpdate, Dropped, Screen
+from weldnet.fusion import Repair
 
 __all__ = ["Aggregated", "aggregate"]
 
@@ -62,6 +64,7 @@ def aggregate(
     seed: int = 0,
     device: str | torch.device | None = None,
     data: Inputs | None = None,
+    repair: str | Repair = "none",
 ) -> Aggregated:
     """Combine the clients' networks into the next global model.
 
@@ -82,7 +85,9 @@ def aggregate(
         min_updates: how many sound updates a round needs.
         seed: of everything random.
         device: where to align; the tensors' own device if None.
-        data: unlabelled inputs on the server, for methods that look at activations.
+        data: unlabelled inputs on the server, for methods and repairs that look at activations.
+        repair: what is done to the clients' mean: a name from :data:`weldnet.fusion.REPAIRS` or a repair. Any but
+            ``"none"`` has all clients in memory at once.
 
     Raises:
         UsageError: a rule or method that cannot work with these arguments whatever the clients send.
@@ -112,6 +117,8 @@ def aggregate(
     )
     with torch.no_grad():
         combined = rule(screen, setting)
+    if combined is not None and repair != "none":
+        combined = replace(combined, state=repaired(repair, combined, updates, setting))
     dropped = tuple(sorted(screen.dropped, key=lambda entry: (entry.client, entry.reason)))
     kept = () if combined is None else tuple(sorted(combined.shares))
     before = dict(optimiser_state or {})

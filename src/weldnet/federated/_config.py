@@ -12,15 +12,17 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from torch import nn
 
 from weldnet.data import Scheme
 from weldnet.errors import ConfigError
 from weldnet.federated._algorithm import ClientAlgorithm
 from weldnet.federated._algorithms import make_algorithm
-from weldnet.federated._matched import Matched
+from weldnet.federated._matched import FedMA, Matched
 from weldnet.federated._rule import Rule
 from weldnet.federated._rules import make_rule
 from weldnet.federated._server import ServerOptimiser, make_optimiser
+from weldnet.fusion import make_repair
 from weldnet.training import Recipe
 
 __all__ = ["FederatedConfig", "LocalConfig", "PartitionConfig"]
@@ -85,7 +87,8 @@ class FederatedConfig(BaseModel):
         initialisation: ``common``, or ``own``: in the first round every client begins from weights of its own.
         align_at: ``server``, or ``client``: every client aligns its network to the one it was sent and sends the
             renumbered weights, which the server then only averages.
-        server_rows: unlabelled images held back from the clients, for rules that look at activations.
+        repair: what the server does to the clients' mean, a name from :data:`weldnet.fusion.REPAIRS`.
+        server_rows: unlabelled images held back from the clients, for rules and repairs that look at activations.
         evaluate_every: rounds between two evaluations of the global model; the last round is always evaluated.
         seed: of everything random.
         threads: of PyTorch, in clients and on the server; results are bit-equal only for equal numbers.
@@ -110,6 +113,7 @@ class FederatedConfig(BaseModel):
     server_optimiser: Named = "none"
     initialisation: Literal["common", "own"] = "common"
     align_at: Literal["server", "client"] = "server"
+    repair: str = "none"
     server_rows: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Count = 1
     seed: Annotated[int, Field(ge=0)] = 0
@@ -133,6 +137,12 @@ class FederatedConfig(BaseModel):
         make_optimiser(value)
         return value
 
+    @field_validator("repair")
+    @classmethod
+    def _known_repair(cls, value: str) -> str:
+        make_repair(value, nn.Identity())
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> FederatedConfig:
         rule = self.make_rule()
@@ -143,6 +153,15 @@ class FederatedConfig(BaseModel):
             )
         if isinstance(rule, Matched) and rule.chosen.needs_data and self.align_at == "server" and not self.server_rows:
             raise ValueError(f"the rule {rule.name} looks at activations; give server_rows, such as 512")
+        if not self.server_rows and {"data", "refit", "calibrate"} & set(self.repair.split("+")):
+            raise ValueError(f"the repair {self.repair} looks at activations; give server_rows, such as 512")
+        if isinstance(rule, FedMA) and rule.layers and self.repair != "none":
+            raise ValueError(f"the rule {rule.name} goes without repair, but repair is {self.repair}; give none")
+        if isinstance(rule, FedMA) and rule.layers and self.make_optimiser().name != "none":
+            raise ValueError(
+                f"the rule {rule.name} takes no server optimiser, but server_optimiser is "
+                f"{self.make_optimiser().name}; give none"
+            )
         if self.min_replies > self.selected:
             raise ValueError(
                 f"min_replies is {self.min_replies}, but only {self.selected} clients are asked in a round"

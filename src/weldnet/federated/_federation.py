@@ -197,8 +197,8 @@ class Federation:
         update = ClientUpdate(client=order.client, state=state, examples=len(data))
         with torch.no_grad():
             sound = Sound(update, state, self.blueprint.structure)
-            found, moved, _ = align_to_reference(rule.chosen, sound, setting)
-        return found, moved
+            found = align_to_reference(rule.chosen, sound, setting)
+        return dict(found.state), found.moved
 
     def _build(self, who: str) -> nn.Module:
         return initialise(self._factory, derive_seed(self.config.seed, "weights", who))

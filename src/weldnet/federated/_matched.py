@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 import torch
-from torch import Tensor
 
 from weldnet.alignment import (
     Alignment,
@@ -92,17 +90,22 @@ class FedMA:
 
     Units are matched by :class:`weldnet.MatchedAveraging`, jointly over the clients (see :class:`Matched` for the
     anchor). What belongs to an output is averaged by how many samples of that class each client has,
-    ``w_c = sum_k n_kc w_kc / sum_k n_kc``; where nobody has the class, by ``weighting``. The layer rounds of FedMA,
-    in which what is matched is frozen and the rest trained again, are in :class:`weldnet.federated.LayerRounds`.
+    ``w_c = sum_k n_kc w_kc / sum_k n_kc``; where nobody has the class, by ``weighting``.
+
+    With ``layers`` a run goes the whole way of FedMA, see :class:`weldnet.federated.LayerRounds`: in every round layer
+    after layer is matched, frozen, and the rest trained again. With growth too, units without a counterpart make the
+    global network wider, and in the next round each client gets its own sub-network, cut out of it.
 
     Args:
-        method: the matching; its ``growth`` must be off here.
+        layers: match one layer an exchange, in runs; ``aggregate`` alone matches all at once.
+        method: the matching; ``growth`` needs ``layers``.
         weighting: of everything but the last layer.
-        anchor: see :class:`Matched`.
+        anchor: see :class:`Matched`; layer rounds are joint.
 
     Source: Wang et al., "Federated Learning with Matched Averaging", https://arxiv.org/abs/2002.06440.
     """
 
+    layers: bool = False
     method: MatchedAveraging = MatchedAveraging()  # noqa: RUF009  a frozen value
     weighting: Weighting = "examples"
     anchor: Anchor = "joint"
@@ -110,29 +113,32 @@ class FedMA:
     needs_classes = True
 
     def __post_init__(self) -> None:
-        Matched(method=self.method, weighting=self.weighting, anchor=self.anchor)
+        if not isinstance(self.layers, bool):
+            raise UsageError(f"fedma: layers is {self.layers!r}; give true or false")
+        if self.layers and self.anchor != "joint":
+            raise UsageError(
+                f"fedma: layer rounds match all clients at once, and anchor is {self.anchor!r}; give 'joint'"
+            )
+        if self.method.growth and not self.layers:
+            raise UsageError("fedma: networks grow in layer rounds only; give layers as well as growth")
+        Matched(method=replace(self.method, growth=False), weighting=self.weighting, anchor=self.anchor)
 
     @property
     def name(self) -> str:
-        """``fedma``, or ``fedma-uniform``."""
-        return suffixed("fedma", self.weighting)
+        """``fedma``, with ``-layers``, ``-growth`` and ``-uniform`` where they apply."""
+        name = "fedma" + ("-layers" if self.layers else "") + ("-growth" if self.method.growth else "")
+        return suffixed(name, self.weighting)
 
     def __call__(self, screen: Screen, setting: Setting, /) -> Combined | None:
         """Match, average; the last layer by class counts."""
-        return _combine(self.method, self.anchor, self.weighting, screen, setting, classes=True)
+        method = replace(self.method, growth=False)
+        return _combine(method, self.anchor, self.weighting, screen, setting, classes=True)
 
 
-def align_to_reference(
-    method: AlignmentMethod, sound: Sound, setting: Setting
-) -> tuple[dict[str, Tensor], float, float | None]:
-    """Align one client to the reference.
-
-    Returns:
-        The client's tensors in the reference's order, the share of units that moved, and the method's objective.
-    """
+def align_to_reference(method: AlignmentMethod, sound: Sound, setting: Setting) -> Carried:
+    """Align one client to the reference, and carry it to the reference's order."""
     found = _align(method, {_REFERENCE: None, sound.client: sound}, setting)
-    moved = transport(sound.state, sound.structure, found[sound.client], setting.blueprint.structure)
-    return moved, found.moved[sound.client], _objective(found)
+    return _carried(sound, found, setting)
 
 
 def _combine(
@@ -148,29 +154,32 @@ def _combine(
         return mean_of(_one_by_one(method, screen, setting), setting, weighting, classes)
     sounds = list(screen)
     if len(sounds) < 2:
-        return mean_of(((sound, sound.state, 0.0, None) for sound in sounds), setting, weighting, classes)
+        return mean_of((Carried(sound, sound.state, {}) for sound in sounds), setting, weighting, classes)
     networks: dict[str, Sound | None] = {_REFERENCE: None} if setting.began else {}
     networks |= {sound.client: sound for sound in sounds}
     found = _align(method, networks, setting)
-    target, objective = setting.blueprint.structure, _objective(found)
-    carried = (
-        (s, transport(s.state, s.structure, found[s.client], target), found.moved[s.client], objective) for s in sounds
-    )
-    combined = mean_of(carried, setting, weighting, classes)
-    return combined and dataclasses.replace(combined, alignment=found)
+    return mean_of((_carried(sound, found, setting) for sound in sounds), setting, weighting, classes)
+
+
+def _carried(sound: Sound, found: Alignment, setting: Setting) -> Carried:
+    couplings = found[sound.client]
+    state = transport(sound.state, sound.structure, couplings, setting.blueprint.structure)
+    objective = found.stats.get("objective")
+    value = float(objective) if isinstance(objective, float | int) else None
+    return Carried(sound, state, couplings, found.moved[sound.client], value)
 
 
 def _one_by_one(method: AlignmentMethod, screen: Screen, setting: Setting) -> Iterator[Carried]:
     """Align client after client to the reference; one that cannot be aligned is dropped."""
     for sound in screen:
         try:
-            state, moved, objective = align_to_reference(method, sound, setting)
+            carried = align_to_reference(method, sound, setting)
         except UsageError:
             raise
         except WeldnetError as error:
             screen.drop(sound.client, f"not aligned: {error}")
             continue
-        yield sound, state, moved, objective
+        yield carried
 
 
 def _align(method: AlignmentMethod, networks: Mapping[str, Sound | None], setting: Setting) -> Alignment:
@@ -195,8 +204,3 @@ def _align(method: AlignmentMethod, networks: Mapping[str, Sound | None], settin
         if units != blueprint.structure.space(space).size:
             raise FusionError(f"{method.name} grows space {space!r} to {units} units; give a rule that grows networks")
     return found
-
-
-def _objective(found: Alignment) -> float | None:
-    value = found.stats.get("objective")
-    return float(value) if isinstance(value, float | int) else None

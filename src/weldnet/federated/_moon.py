@@ -29,7 +29,7 @@ class Moon:
     the client's own network of its last round does, see :func:`contrast`. z is what the projection of
     :class:`Headed` gives, or what the last linear layer reads where the model has no such head. In a client's first
     round there is no last one, and the term is left out; so it is in the round after one that did not begin from the
-    model that was sent: its units are in another order.
+    model that was sent: its units are in another order. Nor is it compared with a network of other widths.
 
     Args:
         mu: weight of the contrast; the paper takes 5 on CIFAR-10, 1 on CIFAR-100 and Tiny-ImageNet.
@@ -51,7 +51,7 @@ class Moon:
     def objective(self, task: Task, /) -> Objective:
         """See :class:`ClientAlgorithm`."""
         before = {n.removeprefix(_PREVIOUS): t for n, t in task.client_state.items() if n.startswith(_PREVIOUS)}
-        if not before or not task.began:
+        if not before or not task.began or any(before[name].shape != t.shape for name, t in task.sent.items()):
             return labels_of(task)
         return _Contrasted(
             labels_of(task), task.network(task.sent, "sent"), task.network(before, "previous"), self, task.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,17 +10,17 @@ from typing import Any, final
 
 from torch import Tensor
 
-from weldnet.checkpoints import load, read_metadata, save
+from weldnet.checkpoints import WIDTHS, load, read_metadata, save
 from weldnet.errors import FederatedError, WeldnetError
 from weldnet.evaluation import evaluate
-from weldnet.federated._aggregate import Aggregated, aggregate
+from weldnet.federated._aggregate import Aggregated
 from weldnet.federated._clients import ClientStore
 from weldnet.federated._config import FederatedConfig
-from weldnet.federated._federation import Federation, Order, derive_seed, fixed_threads
-from weldnet.federated._matched import Matched
-from weldnet.federated._rule import FedAvg, Rule
+from weldnet.federated._federation import Federation, Order, fixed_threads
+from weldnet.federated._stages import make_course
 from weldnet.federated._update import ClientUpdate
 from weldnet.records import Record, append, where
+from weldnet.structure import capture
 
 __all__ = ["CHECKPOINT", "CLIENTS", "MODEL", "Server", "simulate"]
 
@@ -67,7 +68,8 @@ class Server:
         self.out = Path(out)
         self.round = 0
         self.state: Mapping[str, Tensor] = federation.initial()
-        self._optimiser_state: Mapping[str, Tensor] = {}
+        self._course = make_course(federation)
+        self._begin()
         if (self.out / CHECKPOINT).exists():
             if not resume:
                 raise FederatedError(f"{self.out} holds a run already; resume it, or give another folder")
@@ -81,11 +83,10 @@ class Server:
         return self.round >= self.config.rounds
 
     def orders(self) -> list[Order]:
-        """Return what the clients of the next round are asked, sorted by client."""
-        number = self.round + 1
-        return [Order(client=client, round=number, state=self.state) for client in self.federation.chosen(number)]
+        """Return what clients are asked now, sorted by client."""
+        return self._course.orders(self.round + 1, self.state)
 
-    def receive(self, updates: Sequence[ClientUpdate], failed: Mapping[str, str] | None = None) -> Record:
+    def receive(self, updates: Sequence[ClientUpdate], failed: Mapping[str, str] | None = None) -> Record | None:
         """Make the next global model of what came back; record the round and save the server.
 
         Args:
@@ -93,51 +94,46 @@ class Server:
             failed: clients that answered with an error, and which. Those who are in neither are missing.
 
         Returns:
-            The record of the round, which is in the run's folder.
+            The record of the round, which is in the run's folder; None if the round goes on with other orders.
 
         Raises:
             RecordError, CheckpointError: the folder cannot be written.
             FusionError, UsageError: the rule cannot work on these networks, whoever sent them.
         """
-        orders = self.orders()
-        number, began = self.round + 1, self.federation.began(orders[0])
+        asked = self.orders()
+        self._failed |= dict(failed or {})
+        self._missing |= {o.client for o in asked} - {u.client for u in updates} - (failed or {}).keys()
+        self._down += sum(_bytes(order.state) for order in asked)
+        self._up += sum(_bytes(update.state) for update in updates)
         with fixed_threads(self.config.threads):
-            found = aggregate(
-                updates,
-                self.state,
-                number,
-                rule=self._rule(),
-                blueprint=self.federation.blueprint,
-                optimiser=self.config.make_optimiser(),
-                optimiser_state=self._optimiser_state,
-                began=began,
-                min_updates=self.config.min_replies,
-                seed=derive_seed(self.config.seed, "server"),
-                data=self.federation.server_data,
-            )
-            self.state, self._optimiser_state = found.state, found.optimiser_state
-            scores = self._evaluate(number)
-        self.round = number
-        record = self._record(found, updates, dict(failed or {}), {order.client for order in orders}, scores)
+            found = self._course.receive(self.round + 1, self.state, updates)
+            if found is None:
+                return None
+            self.round, self.state = self.round + 1, found.state
+            scores = self._evaluate()
+        record = self._record(found, updates, scores)
         append(self.out, [record])
         self._save()
+        self._begin()
         return record
 
     def finish(self) -> Path:
-        """Write the global model beside the records; return the file."""
-        path = self.out / MODEL
-        save(self.state, path, metadata={"content": "weldnet-federated", "config": self.config.to_yaml()})
+        """Write the global model beside the records; return the file, which ``weldnet.load_model`` reads."""
+        path, blueprint = self.out / MODEL, self.federation.blueprint
+        metadata = {"content": "weldnet-federated", "config": self.config.to_yaml()}
+        if any(tuple(self.state[name].shape) != shape for name, shape in blueprint.structure.shapes.items()):
+            wider = capture(blueprint.module(self.state), blueprint.example_input)
+            metadata[WIDTHS] = json.dumps({space.name: space.size for space in wider.spaces})
+        save(self.state, path, metadata=metadata)
         return path
 
-    def _rule(self) -> Rule:
-        rule = self.config.make_rule()
-        if self.config.align_at == "client":
-            assert isinstance(rule, Matched)
-            return FedAvg(weighting=rule.weighting)
-        return rule
+    def _begin(self) -> None:
+        self._failed: dict[str, str] = {}
+        self._missing: set[str] = set()
+        self._down = self._up = 0
 
-    def _evaluate(self, number: int) -> dict[str, float]:
-        if number % self.config.evaluate_every and number != self.config.rounds:
+    def _evaluate(self) -> dict[str, float]:
+        if self.round % self.config.evaluate_every and self.round != self.config.rounds:
             return {}
         model = self.federation.blueprint.module(self.state)
         return evaluate(model, self.federation.test_data).scores
@@ -156,6 +152,7 @@ class Server:
             "server_optimiser": config.make_optimiser().name,
             "initialisation": config.initialisation,
             "align_at": config.align_at,
+            "repair": config.repair,
             "local_epochs": config.local.epochs,
             "participation": config.participation,
             "seed": config.seed,
@@ -171,35 +168,26 @@ class Server:
             where=where(),
         )
 
-    def _record(
-        self,
-        found: Aggregated,
-        updates: Sequence[ClientUpdate],
-        failed: dict[str, str],
-        asked: set[str],
-        scores: Mapping[str, float],
-    ) -> Record:
+    def _record(self, found: Aggregated, updates: Sequence[ClientUpdate], scores: Mapping[str, float]) -> Record:
         used = [update for update in updates if update.client in found.clients]
-        missing = sorted(asked - {update.client for update in updates} - failed.keys())
-        size = sum(tensor.numel() * tensor.element_size() for tensor in self.state.values())
         values: dict[str, float | None] = {
             **scores,
             **found.stats,
             **_over_clients(used),
             "replies": len(found.clients),
             "dropped": len(found.dropped),
-            "failed": len(failed),
-            "missing": len(missing),
-            "bytes_down": size * len(asked),
-            "bytes_up": size * len(updates),
+            "failed": len(self._failed),
+            "missing": len(self._missing),
+            "bytes_down": self._down,
+            "bytes_up": self._up,
         }
         extra = {
             "clients": list(found.clients),
             "shares": dict(found.shares),
             "moved": dict(found.moved) or {u.client: u.values["moved"] for u in used if "moved" in u.values},
             "dropped": {entry.client: entry.reason for entry in found.dropped},
-            "failed": failed,
-            "missing": missing,
+            "failed": self._failed,
+            "missing": sorted(self._missing),
             "skipped": found.skipped,
         }
         return Record(
@@ -216,7 +204,7 @@ class Server:
 
     def _save(self) -> None:
         tensors = {f"global/{name}": tensor for name, tensor in self.state.items()}
-        tensors |= {f"optimiser/{name}": tensor for name, tensor in self._optimiser_state.items()}
+        tensors |= {f"course/{name}": tensor for name, tensor in self._course.tensors.items()}
         metadata = {"content": "weldnet-federated-state", "key": self.config.key(), "round": str(self.round)}
         save(tensors, self.out / CHECKPOINT, metadata=metadata)
 
@@ -231,11 +219,12 @@ class Server:
                 "change), or give another folder"
             )
         tensors = load(path)
-        parts: dict[str, dict[str, Tensor]] = {"global": {}, "optimiser": {}}
+        parts: dict[str, dict[str, Tensor]] = {"global": {}, "course": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
-        self.round, self.state, self._optimiser_state = int(metadata["round"]), parts["global"], parts["optimiser"]
+        self.round, self.state = int(metadata["round"]), parts["global"]
+        self._course.restore(parts["course"], self.state)
 
 
 def simulate(
@@ -277,10 +266,14 @@ def simulate(
             store.save(order.client, order.round, worked.client_state)
             updates.append(worked.update)
         record = server.receive(updates, failed)
-        if on_round is not None:
+        if record is not None and on_round is not None:
             on_round(record)
     server.finish()
     return server
+
+
+def _bytes(state: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
 def _partition(config: FederatedConfig) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weldnet.activations import Inputs
-from weldnet.alignment import Alignment
+from weldnet.assignment import Coupling
 from weldnet.errors import UsageError
 from weldnet.federated._blueprint import Blueprint
 from weldnet.federated._mean import Mean
@@ -30,9 +30,25 @@ __all__ = [
 
 Weighting = Literal["examples", "uniform"]
 
-Carried = tuple[Sound, Mapping[str, Tensor], float | None, float | None]
-"""A client with its tensors in the universe, the share of units that moved (None if nothing was matched), and the
-method's objective."""
+
+@final
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """A client in the universe.
+
+    Args:
+        sound: the client as it came.
+        state: its tensors in the universe.
+        couplings: who went where, by space; None if nothing was matched.
+        moved: the share of units that changed their number.
+        objective: what the method says of the alignment.
+    """
+
+    sound: Sound
+    state: Mapping[str, Tensor]
+    couplings: Mapping[str, Coupling] | None = None
+    moved: float = 0.0
+    objective: float | None = None
 
 
 @final
@@ -68,7 +84,7 @@ class Combined:
         moved: share of units that changed their number, by client.
         objective: what the method says of its alignments (mean over the clients), if it says anything.
         spread: mean squared distance of the clients from the reference, after matching.
-        alignment: who went where, for what goes on with it (repairs); None without matching.
+        couplings: who went where, by client and space; empty without matching.
     """
 
     state: dict[str, Tensor]
@@ -76,7 +92,7 @@ class Combined:
     moved: Mapping[str, float] = field(default_factory=dict[str, float])
     objective: float | None = None
     spread: float = 0.0
-    alignment: Alignment | None = None
+    couplings: Mapping[str, Mapping[str, Coupling]] = field(default_factory=dict[str, Mapping[str, Coupling]])
 
 
 @runtime_checkable
@@ -122,7 +138,7 @@ class FedAvg:
 
     def __call__(self, screen: Screen, setting: Setting, /) -> Combined | None:
         """Average."""
-        return mean_of(((sound, sound.state, None, None) for sound in screen), setting, self.weighting)
+        return mean_of((Carried(sound, sound.state) for sound in screen), setting, self.weighting)
 
 
 def check_weighting(name: str, weighting: str) -> None:
@@ -141,16 +157,18 @@ def mean_of(
     blueprint = setting.blueprint
     mean = Mean(setting.reference, blueprint.parameters, blueprint.last if classes else None)
     weights: dict[str, float] = {}
+    couplings: dict[str, Mapping[str, Coupling]] = {}
     moved: dict[str, float] = {}
     objectives: list[float] = []
-    for sound, state, share, objective in carried:
-        weight = float(sound.update.examples) if weighting == "examples" else 1.0
-        mean.add(state, weight, _class_weights(sound.update, blueprint) if classes else None)
-        weights[sound.client] = weight
-        if share is not None:
-            moved[sound.client] = share
-        if objective is not None:
-            objectives.append(objective)
+    for one in carried:
+        update = one.sound.update
+        weight = float(update.examples) if weighting == "examples" else 1.0
+        mean.add(one.state, weight, _class_weights(update, blueprint) if classes else None)
+        weights[update.client] = weight
+        if one.couplings is not None:
+            couplings[update.client], moved[update.client] = one.couplings, one.moved
+        if one.objective is not None:
+            objectives.append(one.objective)
     if not weights:
         return None
     total = sum(weights.values())
@@ -160,6 +178,7 @@ def mean_of(
         moved=moved,
         objective=sum(objectives) / len(objectives) if objectives else None,
         spread=mean.spread,
+        couplings=couplings,
     )
 
 

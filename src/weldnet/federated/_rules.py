@@ -16,8 +16,9 @@ __all__ = ["RULES", "make_rule"]
 def make_rule(rule: str | Rule | Mapping[str, Any]) -> Rule:
     """Return a rule by name, from a mapping, or as it is.
 
-    Names are ``fedavg``, ``fedma`` and those of the alignment methods; ``-joint`` and ``-uniform`` may follow, in this
-    order. A mapping has ``name`` (without suffixes), and may have ``weighting``, ``anchor`` and the method's options.
+    Names are ``fedavg``, ``fedma``, ``fedma-layers``, ``fedma-layers-growth`` and those of the alignment methods;
+    ``-joint`` and ``-uniform`` may follow, in this order. A mapping has ``name`` (without suffixes), and may have
+    ``weighting``, ``anchor``, the method's options, and for ``fedma`` ``layers``.
 
     Raises:
         UsageError: an unknown name or option; the message lists the known ones.
@@ -38,6 +39,9 @@ def make_rule(rule: str | Rule | Mapping[str, Any]) -> Rule:
             name, options["weighting"] = name.removesuffix("-uniform"), "uniform"
         if name.endswith("-joint"):
             name, options["anchor"] = name.removesuffix("-joint"), "joint"
+        for suffix in ("growth", "layers"):
+            if name.startswith("fedma-") and name.endswith(f"-{suffix}"):
+                name, options[suffix] = name.removesuffix(f"-{suffix}"), True
     own: dict[str, Any] = {key: options.pop(key) for key in ("weighting", "anchor") if key in options}
     if name == "fedavg":
         unknown = sorted(options) + (["anchor"] if "anchor" in own else [])
@@ -45,6 +49,7 @@ def make_rule(rule: str | Rule | Mapping[str, Any]) -> Rule:
             raise UsageError(f"fedavg has no option {unknown[0]!r}; it has weighting")
         return FedAvg(**own)
     if name == "fedma":
+        own |= {key: options.pop(key) for key in ("layers",) if key in options}
         method = make_method("matched_averaging", **options)
         assert isinstance(method, MatchedAveraging)
         return FedMA(method=method, **own)

@@ -16,6 +16,7 @@ from weldnet.fusion._refit import Refit
 from weldnet.fusion._repair import REPAIRS, make_repair
 from weldnet.fusion._report import Report, Row, score_text
 from weldnet.fusion._rescale import Rescale
+from weldnet.fusion._room import find_room
 from weldnet.fusion._synthetic import Synthetic
 from weldnet.fusion._weights import WeightNorms
 
@@ -41,6 +42,7 @@ __all__ = [
     "WeightNorms",
     "average",
     "compare",
+    "find_room",
     "fold",
     "fuse",
     "make_repair",
