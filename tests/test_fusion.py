@@ -664,15 +664,17 @@ def test_auto_is_what_the_table_says_and_the_report_names_it(data):
     a, b, x = different_pair()
     choice = AUTO["without data" if data is None else "with data"]
     result = fuse([a, b], x, method="auto", data=data, progress=False)
-    expected = fuse([a, b], x, method=choice.method, data=data, progress=False)
+    expected = fuse([a, b], x, method=choice.method, data=data, progress=False, **choice.options)
     torch.testing.assert_close(result.state_dict(), expected.state_dict(), rtol=0, atol=0)
-    assert result.report.method == f"{choice.method} (auto: {choice.reason})"
+    assert result.report.method == f"{expected.report.method} (auto: {choice.reason})"
+    assert result.report.method.startswith(choice.method)
     assert result.config["method"] == expected.config["method"]
 
 
 def test_every_choice_of_auto_exists_and_can_do_without_data_where_there_is_none():
     assert {choice.method for choice in AUTO.values()} <= set(weldnet.METHODS)
-    assert not weldnet.METHODS[AUTO["without data"].method]().needs_data
-    other = weldnet.METHODS[AUTO["other widths"].method]()
+    made = {when: weldnet.METHODS[choice.method](**choice.options) for when, choice in AUTO.items()}
+    assert not made["without data"].needs_data
+    other = made["other widths"]
     assert other.any_width
     assert not other.needs_data

@@ -12,10 +12,12 @@ from torch import nn
 
 import weldnet
 from test_laws import DEEP, GROUPED, MLP, NETWORKS, difference, fused, renumbered, three
+from weldnet.activations import Observer, find_layers
 from weldnet.affinity import CrossMoments
 from weldnet.alignment import (
     ActivationMatching,
     FrankWolfe,
+    Gamf,
     MergeMany,
     Problem,
     StraightThrough,
@@ -24,13 +26,14 @@ from weldnet.alignment import (
     make_method,
     transport,
 )
-from weldnet.alignment._ascent import start
+from weldnet.alignment._ascent import by_norm, start
+from weldnet.alignment._evidence import add_activations
 from weldnet.alignment._line import Line, nodes
 from weldnet.errors import DataError, UsageError
 from weldnet.structure import capture
 
 RESIDUAL, ATTENTION = NETWORKS[1], NETWORKS[7]
-NEW = [ActivationMatching(), FrankWolfe(), MergeMany(), StraightThrough(epochs=2)]
+NEW = [ActivationMatching(), Gamf(activations=0.3), FrankWolfe(), MergeMany(), StraightThrough(epochs=2)]
 
 
 @pytest.mark.parametrize("method", NEW, ids=repr)
@@ -45,6 +48,8 @@ def test_three_planted_copies_come_back(method):
 
 
 WRONG = [
+    ("gamf", {"activations": -1.0}),
+    ("gamf", {"samples": 1}),
     ("activation_matching", {"samples": 1}),
     ("activation_matching", {"look": "sideways"}),
     ("activation_matching", {"likeness": "vibes"}),
@@ -108,6 +113,56 @@ def test_units_are_found_by_what_they_do(look, likeness):
     method = ActivationMatching(look=look, likeness=likeness)
     back = transport(states["b"], MLP.structure, method(MLP.problem(states))["b"])
     assert all(torch.equal(back[key], tensor) for key, tensor in state.items())
+
+
+@pytest.mark.parametrize("network", [MLP, RESIDUAL], ids=str)
+def test_activations_enter_as_vectors_whose_inner_products_are_their_correlations(network):
+    problem = network.problem(three(network))
+    weights = start(problem, "root")
+    both = add_activations(weights, problem, "gamf", share=0.5, samples=1024)
+    assert set(both.stacks) == {*weights.stacks, *(f"activations of {s.name}" for s in network.structure.spaces)}
+    modules = problem.networks
+    layers = [x for x in find_layers(modules["a"], network.structure) if x.places]
+    observer = Observer(modules, dict.fromkeys(modules, network.structure), lambda layer: bool(layer.places))
+    (seen,) = observer.batches(network.unlabelled, samples=1024)
+    for space in network.structure.spaces:
+        rows = {
+            n: [seen[n][x.name][:, network.structure.positions(place)[:, 0]]
+                for x in layers for place in x.places if place.space == space.name]
+            for n in modules
+        }  # fmt: skip
+        found = both.stacks[f"activations of {space.name}"]
+        for (i, one), (j, other) in itertools.combinations(enumerate(rows.values()), 2):
+            expected = sum(np.corrcoef(x.T, y.T)[: x.shape[1], x.shape[1] :] for x, y in zip(one, other, strict=True))
+            np.testing.assert_allclose((found[i] @ found[j].T).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", [MLP, RESIDUAL], ids=str)
+def test_activations_alone_are_activation_matching(network):
+    states = {name: network.state(seed) for seed, name in enumerate("ab")}
+    problem = network.problem(states)
+    first, other = by_norm(problem)
+    expected = ActivationMatching()(replace(problem, states={n: states[n] for n in (first, other)}))
+    assert Gamf(activations=1e6)(problem).relative_to(first)[other] == expected[other]
+    assert Gamf()(problem).relative_to(first)[other] != expected[other]
+
+
+def test_units_that_all_do_the_same_say_nothing():
+    networks = {name: MLP.loaded(state) for name, state in three(MLP).items()}
+    still = torch.ones(8, 6, dtype=torch.float64)
+    found = weldnet.align(networks, MLP.structure, method="gamf", activations=0.3, data=still)
+    assert found.couplings == weldnet.align(networks, MLP.structure, method="gamf").couplings
+
+
+def test_activations_need_data_and_inner_products():
+    networks = [MLP.model(0), MLP.model(1)]
+    with pytest.raises(UsageError, match="gamf looks at activations and has not got unlabelled inputs"):
+        weldnet.align(networks, MLP.structure, method="gamf", activations=0.3)
+    with pytest.raises(DataError, match="showed 1 sample"):
+        weldnet.align(networks, MLP.structure, method="gamf", activations=0.3, data=MLP.unlabelled[:1])
+    for options in ({"sigma": 4.0}, {"affinity": "vector"}):
+        with pytest.raises(UsageError, match="leave sigma and affinity at their defaults"):
+            Gamf(activations=0.3, **options)
 
 
 def test_data_is_read_once():

@@ -108,7 +108,7 @@ def align(
         torch.Size([8])
     """
     states = named_states(networks)
-    chosen = make_method(resolve(method, has_data=data is not None, states=states.values())[0], **options)
+    chosen, _ = resolve(method, has_data=data is not None, states=states.values(), **options)
     given = networks.values() if isinstance(networks, Mapping) else networks
     modules = {name: bare(n) for name, n in zip(states, given, strict=True) if isinstance(n, nn.Module)}
     problem = Problem(

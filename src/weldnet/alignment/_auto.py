@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, final
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, final
 
 from torch import Tensor
 
@@ -22,16 +23,20 @@ class Choice:
     Args:
         method: a name of ``METHODS``.
         reason: why, in the report's words.
+        options: of the method, where they are not its defaults.
     """
 
     method: str
     reason: str
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 #: By situation. This table is the only place that decides it.
 AUTO: dict[Situation, Choice] = {
-    "without data": Choice("gamf", "highest accuracy without data in docs/results/main-job.md"),
-    "with data": Choice("gamf", "highest accuracy in docs/results/main-job.md"),
+    "without data": Choice("gamf", "highest accuracy of all that need no data, docs/results/auto-choice.md"),
+    "with data": Choice(
+        "gamf", "highest accuracy, docs/results/auto-choice.md", MappingProxyType({"activations": 0.3})
+    ),
     "other widths": Choice("optimal_transport", "the widths differ, and it is the method that takes other widths"),
 }
 

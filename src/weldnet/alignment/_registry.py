@@ -38,19 +38,23 @@ METHODS: dict[str, type[AlignmentMethod]] = {
 
 
 def resolve(
-    method: str | AlignmentMethod, *, has_data: bool, states: Iterable[Mapping[str, Tensor]]
-) -> tuple[str | AlignmentMethod, str]:
-    """Return what ``auto`` stands for and why; any other method as it is, without a reason.
+    method: str | AlignmentMethod, *, has_data: bool, states: Iterable[Mapping[str, Tensor]], **options: Any
+) -> tuple[AlignmentMethod, str]:
+    """Return a method by name with options, or the method itself; for ``auto`` also why it is that one.
 
     Args:
         method: a name or a method.
-        has_data: whether there are unlabelled inputs.
+        has_data: whether there are unlabelled inputs, which decides what ``auto`` is.
         states: of the networks; whether their widths differ decides too.
+        options: of the method, if it is given by name; they go before those of ``auto``.
+
+    Raises:
+        UsageError: as `make_method`.
     """
     if method != "auto":
-        return method, ""
+        return make_method(method, **options), ""
     choice = choose_auto(has_data=has_data, one_width=have_one_width(states))
-    return choice.method, f"auto: {choice.reason}"
+    return make_method(choice.method, **{**choice.options, **options}), f"auto: {choice.reason}"
 
 
 def make_method(method: str | AlignmentMethod, **options: Any) -> AlignmentMethod:

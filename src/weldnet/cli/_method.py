@@ -26,7 +26,9 @@ def choose_method(name: str, options: Mapping[str, Any], *, has_data: bool = Fal
     from weldnet.alignment import METHODS, choose_auto, make_method
 
     check_method(name)
-    name = choose_auto(has_data=has_data).method if name == "auto" else name
+    if name == "auto":
+        choice = choose_auto(has_data=has_data)
+        name, options = choice.method, {**choice.options, **options}
     kind = METHODS[name]
     names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
     hints = get_type_hints(kind)

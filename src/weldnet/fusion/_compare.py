@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from weldnet._arrays import find_device
 from weldnet.activations import Inputs, unlabelled_batches
-from weldnet.alignment import METHODS, AlignmentMethod, describe, make_method, resolve
+from weldnet.alignment import METHODS, AlignmentMethod, describe, resolve
 from weldnet.checkpoints import load_into
 from weldnet.errors import UsageError, WeldnetError
 from weldnet.evaluation import Labelled, Metrics, barrier, evaluate, evaluate_together
@@ -151,7 +151,7 @@ class _Bench:
         seen = _counted(self.inputs)
         try:
             states = self.prepared.parents.states.values()
-            chosen = make_method(resolve(method, has_data=seen is not None, states=states)[0])
+            chosen, _ = resolve(method, has_data=seen is not None, states=states)
             name = describe(chosen) if method != "auto" else f"auto: {describe(chosen)}"
             with _measured(seen) as effort:
                 aligned = align_parents(self.prepared, chosen, Clock(False), data=seen, device=self.device)

@@ -14,7 +14,7 @@ from weldnet._arrays import find_device
 from weldnet._modules import no_module
 from weldnet._shares import check_size
 from weldnet.activations import Inputs, held
-from weldnet.alignment import AlignmentMethod, Diagnosis, describe, diagnose_states, make_method, named_states, resolve
+from weldnet.alignment import AlignmentMethod, Diagnosis, describe, diagnose_states, named_states, resolve
 from weldnet.errors import UsageError
 from weldnet.evaluation import Labelled
 from weldnet.fusion._averaged import Averaged
@@ -100,8 +100,7 @@ def fuse(
         ['parent', 'parent', 'naive', 'fused']
     """
     _check_arguments(networks, example_input, data, seed)
-    method, reason = resolve(method, has_data=data is not None, states=named_states(networks).values())
-    chosen = make_method(method, **options)
+    chosen, reason = resolve(method, has_data=data is not None, states=named_states(networks).values(), **options)
     size = check_size(size, max(1, len(networks)))
     judge = make_judge(evaluate_on)
     target = find_device(device)
