@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 ZOO := torchvision==0.28.0 timm==1.0.31
 PEERS := rebasin==0.0.47 torch-pruning==1.6.1 torchview==0.2.7 graphviz==0.21
 
-.PHONY: demo test lint types layers unit study study-structure study-routes study-peers study-transformers bench format clean
+.PHONY: demo test lint types layers unit study study-structure study-routes study-peers study-transformers study-laws bench bench-full-size format clean
 
 demo: $(VENV)/.demo        ## install, then the main job on embedded data
 	$(BIN)/weldnet demo -o demo
@@ -35,6 +35,10 @@ study: $(VENV)/.dev        ## hours: trains the study's networks, writes docs/re
 	$(BIN)/python studies/gamf_defaults.py --out docs/results/gamf-defaults.jsonl --table docs/results/gamf-defaults.md
 	$(BIN)/python studies/repairs_study.py --out docs/results/repairs.jsonl
 	$(BIN)/python studies/repairs_study.py --out docs/results/repairs.jsonl --table docs/results/repairs.md
+	$(BIN)/python studies/auto_choice.py --out docs/results/auto-choice.jsonl
+	$(BIN)/python studies/auto_choice.py --out docs/results/auto-choice.jsonl --table docs/results/auto-choice.md
+	$(BIN)/python studies/guard_study.py --out docs/results/guard.jsonl
+	$(BIN)/python studies/guard_study.py --out docs/results/guard.jsonl --table docs/results/guard.md
 	$(BIN)/python studies/main_job.py --out docs/results/main-job.jsonl
 	$(BIN)/python studies/main_job.py --out docs/results/main-job.jsonl --table docs/results/main-job.md
 	$(BIN)/python studies/toolbox_study.py --out docs/results/toolbox.jsonl
@@ -64,8 +68,16 @@ study-transformers: $(VENV)/.dev  ## an hour: trains pairs of transformers, writ
 	for name in transformer-pairs transformer-pairs-settings; do $(BIN)/python studies/transformers_pairs.py \
 		--out docs/results/$$name.jsonl --table docs/results/transformer-pairs.md || exit 1; done
 
+study-laws: $(VENV)/.dev   ## minutes: every method and repair against every law, writes docs/results/laws.md
+	$(BIN)/python studies/laws_table.py --out docs/results/laws.jsonl
+	$(BIN)/python studies/laws_table.py --out docs/results/laws.jsonl --table docs/results/laws.md
+
 bench: $(VENV)/.dev        ## minutes: speed and memory, as ratios within one run
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+bench-full-size: $(VENV)/.dev  ## ten minutes: time and memory of every method, writes docs/results/full-size.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/full_size.py --out docs/results/full-size.jsonl
+	$(BIN)/python benchmarks/full_size.py --out docs/results/full-size.jsonl --table docs/results/full-size.md
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -2,8 +2,9 @@
 
 Validation networks (seeds from 100 on, which no test or table uses) come from ``studies/train_networks.py``. Every pair
 of the first three networks of a set is fused by every method; with the training data split, its two parts. Methods and
-`refit` see 512 unlabelled training images; scores are on 2,000 other training images. Appends one JSON line for each
-fusion and skips what is there.
+`refit` see 512 unlabelled training images. On 2,000 other training images: accuracy, agreement with each parent and
+with the parents' ensemble, and the Kullback-Leibler divergence from that. Appends one JSON line for each fusion and skips
+what is there.
 
     python studies/auto_choice.py --out docs/results/auto-choice.jsonl
     python studies/auto_choice.py --out docs/results/auto-choice.jsonl --table docs/results/auto-choice.md
@@ -15,12 +16,13 @@ import argparse
 import itertools
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from records import provenance
-from torch.utils.data import TensorDataset
+from torch import Tensor
 
 import weldnet
 from weldnet import checkpoints, data, models
@@ -31,7 +33,10 @@ SETS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cifar10-vgg11q-val": ("cifar10", "vgg11", _VGG),
     "mnist-mlp-val": ("mnist", "mlp", {}),
     "mnist-cnn-val": ("mnist", "simple_cnn", {}),
+    "mnist-mlp-dirichlet2-val": ("mnist", "mlp", {}),
+    "mnist-mlp-skew2-val": ("mnist", "mlp", {}),
     "cifar10-vgg11q-dirichlet2-val": ("cifar10", "vgg11", _VGG),
+    "cifar10-vgg11q-skew2-val": ("cifar10", "vgg11", _VGG),
     "cifar10-vgg11bnq-val": ("cifar10", "vgg11", {"width": 0.25, "batch_norm": True}),
     "cifar10-resnet20-val": ("cifar10", "resnet20", {}),
 }
@@ -48,6 +53,14 @@ METHODS: dict[str, AlignmentMethod] = {
     "optimal_transport entropic 0.1": OptimalTransport(plan="entropic", epsilon=0.1),
 }
 REPAIRS = ("none", "refit")
+TABLES = (
+    ("none", "accuracy", "Accuracy in %, as averaged"),
+    ("refit", "accuracy", "Accuracy in %, after refit"),
+    ("refit", "divergence", "Divergence from the parents' ensemble, after refit"),
+    ("refit", "with_ensemble", "Agreement with the parents' ensemble in %, after refit"),
+    ("refit", "with_first", "Agreement with the first parent in %, after refit"),
+    ("refit", "with_second", "Agreement with the second parent in %, after refit"),
+)
 NETWORKS, UNLABELLED, SCORED = 3, 512, 2000
 
 
@@ -64,15 +77,15 @@ def run(nets: Path, out: Path, sets: list[str], methods: list[str]) -> None:
             if not todo:
                 continue
             train = data.load(source, split="train", limit=UNLABELLED + SCORED)
-            judged_on = TensorDataset(train.images[UNLABELLED:], train.labels[UNLABELLED:])
             networks = {file.stem: _load(file, kind, options) for file in pair}
+            judge = Judge(networks, train.images[UNLABELLED:], train.labels[UNLABELLED:])
             for label in todo:
                 found = weldnet.compare(
                     networks,
                     train.images[:1],
                     methods=[METHODS[label]],
                     repairs=REPAIRS,
-                    evaluate_on=judged_on,
+                    evaluate_on=judge,
                     data=train.images[:UNLABELLED],
                     points=0,
                     check=False,
@@ -80,13 +93,40 @@ def run(nets: Path, out: Path, sets: list[str], methods: list[str]) -> None:
                 )
                 record = {
                     "set": name, "networks": names, "method": label, "setting": repr(METHODS[label]),
-                    "parents": [r.scores["accuracy"] for r in found.references if r.role == "parent"],
-                    "ensemble": next(r.scores["accuracy"] for r in found.references if r.role == "ensemble"),
+                    "parents": [dict(r.scores) for r in found.references], "ensemble": judge.ensemble,
                     "scores": {row.repair: dict(row.scores) for row in found.rows},
                     "errors": {row.repair: row.error for row in found.rows if row.error}, **origin,
                 }  # fmt: skip
                 with out.open("a") as file:
                     file.write(json.dumps(record) + "\n")
+
+
+class Judge:
+    """Scores a network by labels and by its distance from the parents' ensemble."""
+
+    def __init__(self, parents: Mapping[str, torch.nn.Module], images: Tensor, labels: Tensor) -> None:
+        self._images, self._labels = images, labels
+        found = [self._probabilities(parent) for parent in parents.values()]
+        self._answers = [p.argmax(-1) for p in found]
+        self._target = torch.stack(found).mean(0)
+        self.ensemble = float((self._target.argmax(-1) == labels).double().mean())
+
+    def __call__(self, network: torch.nn.Module) -> dict[str, float]:
+        found = self._probabilities(network)
+        answers, target = found.argmax(-1), self._target
+        far = torch.xlogy(target, target) - target * found.clamp_min(1e-300).log()
+        with_each = [float((answers == other).double().mean()) for other in self._answers]
+        return {
+            "accuracy": float((answers == self._labels).double().mean()),
+            "divergence": float(far.sum(-1).mean()),
+            "with_ensemble": float((answers == target.argmax(-1)).double().mean()),
+            "with_first": with_each[0],
+            "with_second": with_each[1],
+        }
+
+    def _probabilities(self, network: torch.nn.Module) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([network(part).double().softmax(-1) for part in self._images.split(250)])
 
 
 def _load(file: Path, kind: str, options: dict[str, Any]) -> torch.nn.Module:
@@ -104,27 +144,28 @@ def table(out: Path, target: Path) -> None:
         "# Which method `auto` is",
         "",
         "Measured by us: `python studies/auto_choice.py` (its docstring says how), on validation networks only.",
-        "Accuracy in %, mean (deviation) over pairs: as averaged, then after `refit` on 512 unlabelled",
+        "Mean (deviation) over pairs of the same networks; `refit` and activations on 512 unlabelled",
         f"training images. Records: `{out.name}`; commits {commits}, PyTorch {records[0]['torch']}.",
     ]
-    for repair in REPAIRS:
+    for repair, key, title in TABLES:
         counts = [len({r["networks"] for r in records if r["set"] == s}) for s in sets]
         heads = [f"{s.removesuffix('-val')} ({n})" for s, n in zip(sets, counts, strict=True)]
         lines += [
             "",
-            f"## {'As averaged' if repair == 'none' else 'After refit'}",
+            f"## {title}",
             "",
             "| method | " + " | ".join(heads) + " | mean |",
             "|---|" + "---|" * (len(sets) + 1),
-            _row("*parents*", [[p for r in _of(records, s) for p in r["parents"]] for s in sets]),
-            _row("*ensemble*", [[r["ensemble"] for r in _of(records, s)] for s in sets]),
         ]
+        parents = [[p[key] for r in _of(records, s) for p in r["parents"]] for s in sets]
+        lines.append(_row("*parents*", parents, key))
+        if key == "accuracy":
+            lines.append(_row("*ensemble*", [[r["ensemble"] for r in _of(records, s)] for s in sets], key))
         for method in METHODS:
-            cells = [
-                [r["scores"][repair]["accuracy"] for r in _of(records, s, method) if r["scores"][repair]] for s in sets
-            ]
+            found = [[r["scores"].get(repair) for r in _of(records, s, method)] for s in sets]
+            cells = [[scores[key] for scores in by_set if scores] for by_set in found]
             if any(cells):
-                lines.append(_row(method, cells))
+                lines.append(_row(method, cells, key))
     lines += ["", *CHOICE]
     target.write_text("\n".join(lines) + "\n")
 
@@ -140,17 +181,18 @@ def _of(records: list[dict[str, Any]], name: str, method: str | None = None) -> 
     return [r for r in records if r["set"] == name and r["method"] == (method or "gamf")]
 
 
-def _row(label: str, cells: list[list[float]]) -> str:
-    whole = all(cells)
-    mean = f"{100 * statistics.mean(statistics.mean(c) for c in cells):.2f}" if whole else ""
+def _row(label: str, cells: list[list[float]], key: str) -> str:
+    unit = 1 if key == "divergence" else 100
+    cells = [[unit * value for value in values] for values in cells]
+    mean = f"{statistics.mean(statistics.mean(c) for c in cells):.2f}" if all(cells) else ""
     return f"| {label} | " + " | ".join(_cell(c) for c in cells) + f" | {mean} |"
 
 
 def _cell(values: list[float]) -> str:
     if not values:
         return ""
-    spread = f" ({100 * statistics.stdev(values):.2f})" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.2f}{spread}"
+    spread = f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def main() -> None:

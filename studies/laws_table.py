@@ -1,9 +1,10 @@
 """The laws' table: every method and every repair against every law that it claims, network by network.
 
 The laws and the networks are those of ``tests/test_laws.py`` and ``tests/test_repairs.py``, which hold them too, and
-show that each law catches a wrong method. Writes one JSON line for each law and method, and the page.
+show that each law catches a wrong method. Writes one JSON line for each law and method.
 
-    python studies/laws_table.py --out docs/results/laws.jsonl --page docs/results/laws.md
+    python studies/laws_table.py --out docs/results/laws.jsonl
+    python studies/laws_table.py --out docs/results/laws.jsonl --table docs/results/laws.md
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _judge(holds: Callable[[Any, Any], None], subject: Any, networks: Sequence[A
     return {"holds": kept, "broken": broken}
 
 
-def page(records: list[dict[str, Any]], target: Path, commit: str) -> None:
+def page(records: list[dict[str, Any]], target: Path) -> None:
     """Write the records as Markdown."""
     lines = [
         "# The laws' table",
@@ -62,10 +63,10 @@ def page(records: list[dict[str, Any]], target: Path, commit: str) -> None:
         "Written by `python studies/laws_table.py`, which runs the laws of `tests/test_laws.py` and",
         "`tests/test_repairs.py`; these also hold every law against deliberately wrong methods and repairs, of which",
         "each law must catch at least one. A cell is the number of networks on which a law holds, of those on which it",
-        f"was tried. Commit {commit}; records: `laws.jsonl`.",
+        f"was tried. Commit {records[0]['commit']}; records: `laws.jsonl`.",
     ]
-    docs = {law: one_line(_doc(holds)) for law, holds in {**laws.TABLE, **repairs.TABLE}.items()}
-    for kind, networks in (("method", [str(n) for n in laws.NETWORKS]), ("repair", repairs.NAMES)):
+    method_networks = [str(n) for n in laws.NETWORKS]
+    for kind, networks, table in (("method", method_networks, laws.TABLE), ("repair", repairs.NAMES, repairs.TABLE)):
         own = [r for r in records if r["kind"] == kind]
         columns = list(dict.fromkeys(r["law"] for r in own))
         names = list(dict.fromkeys(r["name"] for r in own))
@@ -74,7 +75,7 @@ def page(records: list[dict[str, Any]], target: Path, commit: str) -> None:
         lines += ["", f"## {kind.capitalize()}s", "", f"Networks: {', '.join(networks)}.", ""]
         lines += [f"| {kind} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
         lines += [f"| {name} | " + " | ".join(cells[name, law] for law in columns) + " |" for name in names]
-        lines += ["", *(f"- *{law}*: {docs[law]}" for law in columns)]
+        lines += ["", *(f"- *{law}*: {_doc(table[law])}" for law in columns)]
         lines += [f"- ({i}) not claimed: {reason}" for i, reason in enumerate(reasons, start=1)]
     broken = [(r, n, says) for r in records for n, says in r.get("broken", {}).items()]
     lines += ["", "## Broken", "", *(f"- {r['law']}, {r['name']}, {n}: {says}" for r, n, says in broken)]
@@ -94,18 +95,21 @@ def _cell(record: dict[str, Any], reasons: list[str]) -> str:
 
 
 def main() -> None:
-    """Run every law, write records and page; end with 1 if a law is broken."""
+    """Run every law and end with 1 if one is broken, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--page", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.table:
+        page([json.loads(line) for line in args.out.read_text().splitlines()], args.table)
+        return
     origin = provenance()
     records = list(cases())
     args.out.write_text("".join(json.dumps({**r, **origin}) + "\n" for r in records))
-    page(records, args.page, origin["commit"])
-    if any(r.get("broken") for r in records):
-        raise SystemExit("a law is broken; the page says where")
+    broken = [f"{r['law']} by {r['name']}" for r in records if r.get("broken")]
+    if broken:
+        raise SystemExit(f"broken: {', '.join(broken)}")
 
 
 if __name__ == "__main__":

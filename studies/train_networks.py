@@ -129,6 +129,9 @@ SETS: dict[str, NetworkSet] = {
     **_split_sets(),
     **_width_sets(),
     "cifar10-vgg11q-dirichlet2-val": replace(_VGG, scheme="dirichlet", parts=2, seeds=(100, 101)),
+    "cifar10-vgg11q-skew2-val": replace(_VGG, scheme="skew", parts=2, seeds=(100, 101)),
+    "mnist-mlp-dirichlet2-val": replace(_MLP, scheme="dirichlet", parts=2, seeds=(100, 101)),
+    "mnist-mlp-skew2-val": replace(_MLP, scheme="skew", parts=2, seeds=(100, 101)),
 }
 
 

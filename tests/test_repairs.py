@@ -593,6 +593,33 @@ def test_what_makes_no_sense_is_refused():
         make_repair("magic", a)
 
 
+@pytest.mark.parametrize("method", ["gamf", "activation_matching", "auto"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_data_that_is_not_finite_is_named(method, bad):
+    (a, x), (b, _) = network("mlp"), network("mlp", 1)
+    spoilt = x.clone()
+    spoilt[17, 3] = bad
+    with pytest.raises(DataError, match="NaN or infinity among inputs 16 to 31"):
+        fuse([a, b], x[:2], method=method, data=list(spoilt.split(16)), progress=False)
+
+
+@pytest.mark.parametrize("method", ["activation_matching", "auto", "straight_through"])
+def test_methods_refuse_labels_in_the_place_of_inputs(method):
+    (a, x), (b, _) = network("mlp"), network("mlp", 1)
+    with pytest.raises(DataError, match="are they labels"):
+        fuse([a, b], x[:2], method=method, data=torch.arange(40) % 5, repair="none", progress=False)
+
+
+def test_refit_says_where_there_are_fewer_rows_than_weights():
+    (a, x), (b, _) = network("mlp"), network("mlp", 1)
+    whole = averaged([a, b], x)
+    assert "fewer rows" not in Refit()(whole, x).summary
+    # Of widths 20, 12 and 9, the first two are more than ten rows.
+    assert "; 2 of them had fewer rows than weights an output" in Refit()(whole, x[:10]).summary
+    same = Refit(ridge=0.0)(whole, x[:1].expand(48, 20)).model
+    assert all(bool(t.isfinite().all()) for t in same.state_dict().values())
+
+
 def test_repairs_go_by_name():
     norms, plain = network("resnet20")[0], network("mlp")[0]
     assert make_repair("data", norms) == BatchNormReset()

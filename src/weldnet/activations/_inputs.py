@@ -22,7 +22,7 @@ def unlabelled_batches(data: Inputs, *, samples: int, batch_size: int = 128) -> 
     """Yield input batches, labels dropped, until ``samples`` inputs were given.
 
     Raises:
-        DataError: no data, or batches that are not tensors.
+        DataError: no data, batches that are not tensors, or NaN or infinity in them.
     """
     seen = 0
     for batch in _batches(data, batch_size):
@@ -30,6 +30,9 @@ def unlabelled_batches(data: Inputs, *, samples: int, batch_size: int = 128) -> 
         if isinstance(inputs, Mapping) or not isinstance(inputs, Tensor):
             raise DataError(f"a batch is a {type(inputs).__name__}; give tensors of inputs, or (inputs, labels) pairs")
         inputs = inputs[: samples - seen]
+        if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+            where = f"{seen} to {seen + len(inputs) - 1}"
+            raise DataError(f"the unlabelled data holds NaN or infinity among inputs {where}; mend or leave them out")
         seen += len(inputs)
         if len(inputs):
             yield inputs

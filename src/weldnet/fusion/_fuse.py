@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from weldnet._arrays import find_device
 from weldnet._modules import no_module
 from weldnet._shares import check_size
-from weldnet.activations import Inputs, held
+from weldnet.activations import Inputs, held, unlabelled_batches
 from weldnet.alignment import AlignmentMethod, Diagnosis, describe, diagnose_states, named_states, resolve
 from weldnet.errors import UsageError
 from weldnet.evaluation import Labelled
@@ -25,6 +25,7 @@ from weldnet.fusion._judging import Judge, make_judge, notes, scored
 from weldnet.fusion._protocol import NoRepair
 from weldnet.fusion._repair import Repair, make_repair
 from weldnet.fusion._report import Report, Row
+from weldnet.fusion._samples import refuse_labels
 from weldnet.fusion._size import average_at, size_notes
 from weldnet.fusion._steps import Clock, align_parents, naive_average, prepare
 from weldnet.fusion._variances import with_variances
@@ -105,6 +106,8 @@ def fuse(
     judge = make_judge(evaluate_on)
     target = find_device(device)
     data = None if data is None else held(data)
+    if data is not None and chosen.needs_data:  # a repair looks for itself
+        refuse_labels(example_input, next(unlabelled_batches(data, samples=1)))
     clock = Clock(progress)
 
     prepared = prepare(

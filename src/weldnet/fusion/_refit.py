@@ -73,11 +73,15 @@ class Refit:
         model = copy.deepcopy(averaged.model)
         bench = Bench(averaged, model)
         steps = bench.steps(batches[0])
+        short = 0
         for step in steps:
             width = row_width(bench.modules[step.affine.name]) if step.affine else 1
             rows = max(2, min(self.rows, _ROOM // max(1, width)))
-            self._solve(bench, step, observe(bench, step, batches, rows=rows, seed=averaged.seed))
-        return Repaired(model, f"refit: {len(steps)} layers solved on {count} unlabelled inputs")
+            found = observe(bench, step, batches, rows=rows, seed=averaged.seed)
+            short += found.sample is not None and len(found.sample.x) < width
+            self._solve(bench, step, found)
+        few = f"; {short} of them had fewer rows than weights an output: the ridge decided the rest" if short else ""
+        return Repaired(model, f"refit: {len(steps)} layers solved on {count} unlabelled inputs{few}")
 
     def _solve(self, bench: Bench, step: Step, found: Observation) -> None:
         norm = bench.modules[step.norm.name] if step.norm else None
