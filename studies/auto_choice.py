@@ -3,8 +3,8 @@
 Validation networks (seeds from 100 on, which no test or table uses) come from ``studies/train_networks.py``. Every pair
 of the first three networks of a set is fused by every method; with the training data split, its two parts. Methods and
 `refit` see 512 unlabelled training images. On 2,000 other training images: accuracy, agreement with each parent and
-with the parents' ensemble, and the Kullback-Leibler divergence from that. Appends one JSON line for each fusion and skips
-what is there.
+with the parents' ensemble, and the Kullback-Leibler divergence from that. Appends one JSON line for each fusion and
+skips what is there.
 
     python studies/auto_choice.py --out docs/results/auto-choice.jsonl
     python studies/auto_choice.py --out docs/results/auto-choice.jsonl --table docs/results/auto-choice.md

@@ -134,8 +134,8 @@ CHOICE = [
     "- The divergence is compared. Agreement alone picks a worse candidate at every n: few images tell apart networks",
     "  that give nearly the same answers, and a tie keeps the average as it is.",
     "- A quarter is held back, 128 of 512: by the divergence no choice from any number of images was farther from the",
-    "  ensemble than no repair, and from 16 images on what is lost is a small part of what the repair gains. More would",
-    "  only take images from the repairs. Fewer than 8 inputs in all, of which 2 would be held back, are not judged.",
+    "  ensemble than no repair, and from 16 on what is lost is a small part of what the repair gains. More would only",
+    "  take images from the repairs. Fewer than 8 inputs in all, of which 2 would be held back, are not judged.",
     "- On MNIST the candidates are within noise of one another, so that which of them wins says little.",
 ]
 
