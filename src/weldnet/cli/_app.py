@@ -28,6 +28,7 @@ from weldnet.cli._fold import fold
 from weldnet.cli._fuse import fuse
 from weldnet.cli._inspect import inspect
 from weldnet.cli._plane import plane
+from weldnet.cli._report import report
 from weldnet.cli._train import train
 from weldnet.errors import UsageError, WeldnetError, WeldnetWarning
 
@@ -35,7 +36,7 @@ __all__ = ["app", "main"]
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 _DEBUG = "--debug"
-_COMMANDS = (demo, fuse, compare, fold, inspect, check, evaluate, barrier, plane, train, finetune)
+_COMMANDS = (demo, fuse, compare, fold, inspect, check, evaluate, barrier, plane, train, finetune, report)
 
 
 class _Interrupted(BaseException):

@@ -30,15 +30,15 @@ def demo(
 ) -> None:
     """Train two small networks on embedded digits, fuse them, and show what came out.
 
-    Writes a.safetensors, b.safetensors, fused.safetensors and report.html.
+    Writes a.safetensors, b.safetensors, fused.safetensors and report.html (report.md where plotly is not installed).
     """
     from weldnet.checkpoints import check_writable, provenance, save
-    from weldnet.cli._fuse import write_results
+    from weldnet.cli._outputs import Outputs, write_results
     from weldnet.data import load
     from weldnet.fusion import fuse
 
     files = {name: output / f"{name}.safetensors" for name in ("a", "b")}
-    fused, report = output / "fused.safetensors", output / "report.html"
+    fused, report = output / "fused.safetensors", output / _report_name()
     for path in (*files.values(), fused, report):
         check_writable(path)
     train, test = load("digits", split="train"), load("digits", split="test")
@@ -50,7 +50,8 @@ def demo(
     for name, path in files.items():
         config = {"model": MODEL, "data": "digits", "epochs": EPOCHS, "lr": LR, "batch_size": BATCH_SIZE}
         save(parents[name].state_dict(), path, metadata=provenance([], config, seeds[name]))
-    write_results(result, fused, list(files.values()), report)
+    parents_of = list(files.values())
+    write_results(result, Outputs(weights=fused, files=parents_of, report=report, parents=parents, evaluate_on=test))
     if json:
         print_json({**result.report.to_dict(), "output": fused, "networks": list(files.values()), "report": report})
     else:
@@ -58,6 +59,18 @@ def demo(
     say(f"wrote {files['a']}, {files['b']}, {fused} and {report}")
     again = f"weldnet fuse {files['a']} {files['b']} -o my.safetensors --model '{MODEL}' --input 1,1,8,8 --data digits"
     say(f"next: {again}")
+
+
+def _report_name() -> str:
+    from weldnet.errors import UsageError
+    from weldnet.report import require_extra
+
+    try:
+        require_extra()
+    except UsageError as error:
+        say(str(error), kind="note")
+        return "report.md"
+    return "report.html"
 
 
 def _train(data: Split, seed: int) -> nn.Module:

@@ -52,7 +52,7 @@ REPAIR_NAMES = ("auto", "none", "weights", "synthetic", "data", "refit", "calibr
 #: Those that cannot do without unlabelled inputs.
 DATA_REPAIRS = ("data", "refit", "calibrate")
 WRITTEN_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-REPORT_SUFFIXES = (".html", ".json", ".md")
+REPORT_SUFFIXES = (".html", ".md", ".csv", ".json")
 DATA_NAMES = ("digits", "mnist", "cifar10", "cifar100", "tiny-imagenet")
 
 

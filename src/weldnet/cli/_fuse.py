@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from weldnet.cli._config import FuseConfig
     from weldnet.fusion import Fusion
 
-__all__ = ["fuse", "write_results"]
+__all__ = ["fuse"]
 
 
 def fuse(
@@ -46,7 +45,7 @@ def fuse(
             "-o",
             "--output",
             metavar="OUT",
-            help="The fused network: .safetensors, .pt, .pth or .bin; a new folder for parents with a config.json. "
+            help="The fused network: .safetensors, .pt, .pth or .bin; or a folder, for weights, config and a card. "
             "(required)",
         ),
     ] = None,
@@ -95,7 +94,7 @@ def fuse(
         ),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write the table: .html, .json or .md.")
+        Path | None, typer.Option("--report", metavar="FILE", help="Write a page: .html, .md, .csv or .json.")
     ] = None,
     alignment_out: Annotated[
         Path | None, typer.Option("--alignment-out", metavar="FILE", help="Write who went where (.safetensors).")
@@ -168,6 +167,7 @@ def _fuse(settings: FuseConfig) -> Fusion:
     from weldnet.cli._input import make_input
     from weldnet.cli._method import check_device, choose_method
     from weldnet.cli._networks import gather_networks
+    from weldnet.cli._outputs import Outputs, write_results
     from weldnet.fusion import fuse
 
     if settings.method != "auto":  # which depends on the networks
@@ -198,41 +198,22 @@ def _fuse(settings: FuseConfig) -> Fusion:
             **settings.options,
         )
     assert settings.output is not None
-    write_results(result, settings.output, settings.networks, settings.report, settings.alignment_out)
+    with stray_prints_to_stderr():
+        write_results(
+            result,
+            Outputs(
+                weights=settings.output,
+                files=settings.networks,
+                report=settings.report,
+                alignment=settings.alignment_out,
+                config=settings.to_yaml(),
+                model=", ".join(settings.models),
+                parents=networks,
+                evaluate_on=labelled,
+                device=settings.device,
+            ),
+        )
     return result
-
-
-def write_results(
-    result: Fusion, output: Path, files: list[Path], report: Path | None = None, alignment: Path | None = None
-) -> None:
-    """Write the fused network and what goes with it: all of it, or on any failure nothing.
-
-    Raises:
-        CheckpointError: one of the files cannot be written.
-    """
-    from weldnet.checkpoints import atomic_path
-    from weldnet.cli._pretrained import save_pretrained
-    from weldnet.cli._report import render
-
-    with ExitStack() as stack:
-        if report is not None:
-            text = render(result.report, report.suffix)
-            stack.enter_context(atomic_path(report)).write_text(text, encoding="utf-8")
-        if alignment is not None:
-            _save_alignment(result, stack.enter_context(atomic_path(alignment)), alignment)
-        if output.suffix:
-            result.save(output, files=files)
-        else:
-            save_pretrained(result.model, output, files[0], result.provenance(files))
-
-
-def _save_alignment(result: Fusion, temporary: Path, path: Path) -> None:
-    from weldnet.errors import CheckpointError
-
-    try:
-        result.alignment.save(temporary)
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace(str(temporary), str(path))) from error
 
 
 def _check_settings(settings: FuseConfig) -> None:
@@ -281,27 +262,35 @@ def _check_outputs(settings: FuseConfig) -> None:
         refuse_overwriting,
         refuse_suffix,
     )
+    from weldnet.cli._outputs import WEIGHTS, is_folder, refuse_foreign
     from weldnet.errors import UsageError
 
     assert settings.output is not None
-    if settings.output.suffix or not all(map(is_pretrained, settings.networks)):
+    folder = is_folder(settings.output)
+    if not folder:
         refuse_suffix(settings.output, WRITTEN_SUFFIXES)
+    elif not all(map(is_pretrained, settings.networks)):
+        refuse_foreign(settings.output)
     elif os.path.lexists(settings.output):
         raise UsageError(f"{str(settings.output)!r} is there already; a folder is written anew: choose another name")
-    if settings.size != 1 and settings.output.suffix != ".safetensors":
+    if settings.size != 1 and not (settings.output.suffix == ".safetensors" or (folder and settings.models)):
         raise UsageError(
             f"{str(settings.output)!r} has no place for the widths of a network of size {settings.size:g}; "
             "give -o OUT.safetensors"
         )
     if settings.report is not None:
         refuse_suffix(settings.report, REPORT_SUFFIXES)
+        if settings.report.suffix == ".html":
+            from weldnet.report import require_extra
+
+            require_extra()
     if settings.alignment_out is not None:
         refuse_suffix(settings.alignment_out, (".safetensors",))
     outputs = [path for path in (settings.output, settings.report, settings.alignment_out) if path is not None]
     refuse_overwriting(outputs, settings.networks)
     from weldnet.checkpoints import check_writable
 
-    for path in outputs:
+    for path in [settings.output / WEIGHTS if folder else settings.output, *outputs[1:]]:
         check_writable(path)
 
 

@@ -119,7 +119,13 @@ def dummy_input(network: nn.Module) -> dict[str, Any] | None:
     return dict(found)
 
 
-def save_pretrained(network: nn.Module, output: Path, parent: Path, metadata: Mapping[str, str]) -> None:
+def save_pretrained(
+    network: nn.Module,
+    output: Path,
+    parent: Path,
+    metadata: Mapping[str, str],
+    more: Mapping[str, str] | None = None,
+) -> None:
     """Write a folder that transformers loads: config, weights, the parent's tokenizer files, and where it comes from.
 
     Args:
@@ -127,6 +133,7 @@ def save_pretrained(network: nn.Module, output: Path, parent: Path, metadata: Ma
         output: the new folder; appears whole or not at all.
         parent: a folder of the same kind, whose other files are copied.
         metadata: the provenance, written as ``weldnet.json``.
+        more: other text files by name.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -141,7 +148,8 @@ def save_pretrained(network: nn.Module, output: Path, parent: Path, metadata: Ma
             if copied and not (temporary / file.name).exists():
                 shutil.copyfile(file, temporary / file.name)
         document = {key: _parsed(value) for key, value in metadata.items()}
-        (temporary / "weldnet.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        for name, text in {"weldnet.json": json.dumps(document, indent=1) + "\n", **(more or {})}.items():
+            (temporary / name).write_text(text, encoding="utf-8")
         temporary.rename(output.resolve())
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,72 +1,120 @@
-"""The report of a fusion as HTML, JSON or Markdown."""
+"""``weldnet report``: the records of a run as a page, a table, or data."""
 
 from __future__ import annotations
 
-import html
-import io
-import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from weldnet.cli._common import Json, emit, print_json, say
 
 if TYPE_CHECKING:
-    from weldnet.fusion import Report, Row
+    from weldnet.report import Page
 
-__all__ = ["REPORT_SUFFIXES", "render"]
+__all__ = ["report"]
 
-
-def render(report: Report, suffix: str) -> str:
-    """Return the report in the format of a file suffix, one of `REPORT_SUFFIXES`."""
-    return _FORMATS[suffix](report)
+FORMATS = ("html", "md", "csv")
+_FIGURES = "svg,png"
 
 
-def _html(report: Report) -> str:
-    from rich.console import Console
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a file of records.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it: .html, .md or .csv.")
+    ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", metavar="|".join(FORMATS), help="(default: what FILE's extension says; md on stdout)"),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Also write every figure there; needs kaleido and a Chrome."),
+    ] = None,
+    figure_formats: Annotated[
+        str, typer.Option("--figure-formats", metavar="NAME,...", help="svg, png, pdf.")
+    ] = _FIGURES,
+    title: Annotated[str | None, typer.Option("--title", help="Of the page. (default: the run's)")] = None,
+    json: Json = False,
+) -> None:
+    """Show what a study measured, beside what papers published.
 
-    console = Console(record=True, file=io.StringIO(), width=120)
-    console.print(report.table())
-    for line in report.lines():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    body = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-    title = html.escape(f"weldnet: {' + '.join(row.name for row in report.rows if row.role == 'parent')}")
-    style = "body{margin:2rem}pre{font-family:ui-monospace,Menlo,Consolas,monospace;line-height:1.3;overflow-x:auto}"
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{style}</style></head>\n<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
-    )
+    HTML is one file that needs no network. Without -o the tables are printed as Markdown; --json prints all numbers.
+    Lines of the records that cannot be read are skipped and counted.
+    """
+    chosen = _format(output, format_, json)
+    names = [name.strip() for name in figure_formats.split(",") if name.strip()]
+    _check(run, output, chosen, figures, names)
+    from weldnet.records import read
+    from weldnet.report import build, export_figures
+
+    records = read(run)
+    page = build(records, title=title)
+    if records.corrupt:
+        lines = "1 line" if records.corrupt == 1 else f"{records.corrupt} lines"
+        say(f"{run}: {lines} of the records could not be read and are left out", kind="warning")
+    if output is not None:
+        _write(_text(page, chosen), output)
+        say(f"wrote {output}")
+    if json:
+        from weldnet.report import to_dict
+
+        print_json(to_dict(page))
+    elif output is None and (figures is None or format_ is not None):
+        emit(_text(page, chosen))
+    if figures is not None:
+        written = export_figures(page, figures, names)
+        say(f"wrote {len(written)} files to {figures}" if written else "there are no figures to write")
 
 
-def _json(report: Report) -> str:
-    return json.dumps(report.to_dict(), indent=1) + "\n"
+def _format(output: Path | None, given: str | None, json: bool) -> str:
+    """Return what to write, by the option, or by the file's extension."""
+    from weldnet.cli._early import close, refuse_suffix
+    from weldnet.errors import UsageError
+
+    if given is not None and given not in FORMATS:
+        raise UsageError(f"--format {given!r} is unknown{close(given, FORMATS)}; give one of {', '.join(FORMATS)}")
+    if json and output is None and given is not None:
+        raise UsageError(f"--json and --format {given} both print on stdout; give one of them, or -o FILE")
+    if given is not None:
+        return given
+    if output is None:
+        return "md"
+    refuse_suffix(output, tuple(f".{name}" for name in FORMATS))
+    return output.suffix.removeprefix(".")
 
 
-def _markdown(report: Report) -> str:
-    scores = list(dict.fromkeys(key for row in report.rows for key in row.scores))
-    headings = ["network", "role", *(key.replace("_", " ") for key in scores), "weight", "moved", "equivalence error"]
-    rows = [headings, ["---"] * len(headings), *([_escape(cell) for cell in _cells(r, scores)] for r in report.rows)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return table + "\n\n" + "\n".join(f"- {line}" for line in report.lines()) + "\n"
+def _check(run: Path, output: Path | None, chosen: str, figures: Path | None, names: list[str]) -> None:
+    """Refuse what cannot be meant, before anything is read."""
+    from weldnet.cli._early import refuse_overwriting
+    from weldnet.errors import UsageError
+    from weldnet.records import FILE
+    from weldnet.report import FORMATS as DRAWN
+    from weldnet.report import require_exporter, require_extra
+
+    if chosen == "html":
+        require_extra()
+    if figures is not None:
+        unknown = [name for name in names if name not in DRAWN]
+        if unknown or not names:
+            found = repr(unknown[0]) if unknown else "nothing"
+            raise UsageError(f"--figure-formats names {found}; choose from {', '.join(DRAWN)}")
+        require_exporter()
+    if output is not None:
+        from weldnet.checkpoints import check_writable
+
+        refuse_overwriting([output], [run / FILE if run.is_dir() else run])
+        check_writable(output)
 
 
-def _cells(row: Row, scores: list[str]) -> list[str]:
-    from weldnet.fusion import score_text
+def _text(page: Page, chosen: str) -> str:
+    from weldnet.report import to_csv, to_html, to_markdown
 
-    def number(value: float | None, form: str) -> str:
-        return "" if value is None else format(value, form)
-
-    measured = [score_text(key, row.scores.get(key)) for key in scores]
-    return [
-        row.name,
-        row.role,
-        *measured,
-        number(row.weight, ".3g"),
-        number(row.moved, ".1%"),
-        number(row.equivalence, ".1e"),
-    ]
+    return {"html": to_html, "md": to_markdown, "csv": to_csv}[chosen](page)
 
 
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|")
+def _write(text: str, path: Path) -> None:
+    from weldnet.checkpoints import atomic_path
 
-
-_FORMATS: dict[str, Callable[[Report], str]] = {".html": _html, ".json": _json, ".md": _markdown}
-REPORT_SUFFIXES = tuple(_FORMATS)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,255 @@
+"""From records to means: what belongs together, in which order, under which names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar, final
+
+from weldnet.records import Record
+from weldnet.report._numbers import Value, by_order, value_of
+
+__all__ = [
+    "CONDITION",
+    "REFERENCES",
+    "REPEATS",
+    "SETTING",
+    "Cell",
+    "Key",
+    "Summary",
+    "condition_text",
+    "groups_of",
+    "label",
+    "method_of",
+    "method_text",
+    "normal",
+    "setting_text",
+    "summarise",
+]
+
+Scalar = str | int | float | bool | None
+_T = TypeVar("_T")
+Key = tuple[tuple[str, Scalar], ...]
+
+SETTING = ("dataset", "partition", "architecture")
+"""The words that say which networks are compared."""
+CONDITION = ("networks", "size", "stage")
+"""The words that say what was to be done with them."""
+REPEATS = ("group", "seed")
+"""The words over which means are taken."""
+REFERENCES = ("individual", "best parent", "ensemble")
+"""What fused networks are compared with; it does not compete."""
+
+_METHODS = {
+    "individual": "Individual",
+    "best parent": "Best parent",
+    "ensemble": "Ensemble",
+    "naive": "Naive average",
+    "gamf": "GAMF",
+    "optimal_transport": "OTFusion",
+    "weight_matching": "Weight matching",
+    "activation_matching": "Activation matching",
+    "merge_many": "MergeMany",
+    "frank_wolfe": "Frank-Wolfe (C2M3)",
+    "straight_through": "Straight-through",
+    "matched_averaging": "PFNM",
+    "identity": "Identity",
+    "fedavg": "FedAvg",
+    "fedprox": "FedProx",
+    "fedma": "FedMA",
+    "moon": "MOON",
+}
+_DATASETS = {
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "tiny-imagenet": "Tiny-ImageNet",
+    "digits": "Digits",
+}
+_PARTITIONS = {"iid": "i.i.d.", "homogeneous": "homogeneous", "heterogeneous": "heterogeneous"}
+
+
+@final
+@dataclass(frozen=True)
+class Summary:
+    """All repeats of one thing.
+
+    Args:
+        published: quoted from a paper, not measured.
+        cell: the words of the records, without those that count repeats.
+        values: the means by name.
+        repeats: how many records there are.
+        failed: why repeats failed, one reason each.
+        source: of published numbers.
+    """
+
+    published: bool
+    cell: Mapping[str, Scalar]
+    values: Mapping[str, Value]
+    repeats: int
+    failed: tuple[str, ...] = ()
+    source: str = ""
+    records: tuple[Record, ...] = field(default=(), repr=False)
+
+    def part(self, words: Iterable[str]) -> Key:
+        """Return the cell's entries for some words, those it has."""
+        return tuple((word, self.cell[word]) for word in words if word in self.cell)
+
+    def without(self, words: Iterable[str]) -> Key:
+        """Return the cell's other entries."""
+        left = set(words)
+        return tuple((word, entry) for word, entry in self.cell.items() if word not in left)
+
+    @property
+    def setting(self) -> Key:
+        """Which networks."""
+        return self.part(SETTING)
+
+    @property
+    def condition(self) -> Key:
+        """What was to be done."""
+        return self.part(CONDITION)
+
+    @property
+    def row(self) -> Key:
+        """Everything else: how it was done."""
+        return self.without((*SETTING, *CONDITION))
+
+    @property
+    def method(self) -> str:
+        """The method, a reference among them."""
+        return method_of(self.cell)
+
+    @property
+    def reference(self) -> bool:
+        """Whether it only serves for comparison."""
+        return self.method in REFERENCES
+
+
+Cell = Mapping[str, Scalar]
+
+
+def normal(cell: Cell) -> dict[str, Scalar]:
+    """Return a cell without what goes without saying, and without what counts repeats; in one order of words.
+
+    >>> normal({"seed": 1, "repair": "none", "method": "gamf", "size": 1.0})
+    {'method': 'gamf', 'stage': 'one-shot'}
+    """
+    known = (*SETTING, "networks", "network", "method", "repair", "size", "stage")
+    found = {word: entry for word, entry in cell.items() if entry not in (None, "") and word not in REPEATS}
+    if found.get("repair") == "none":
+        del found["repair"]
+    if found.get("size") == 1:
+        del found["size"]
+    if "method" in found:
+        found.setdefault("stage", "one-shot")
+    words = [*(word for word in known if word in found), *(word for word in found if word not in known)]
+    return {word: found[word] for word in words}
+
+
+def summarise(records: Iterable[Record]) -> list[Summary]:
+    """Join the repeats of results and of published numbers, in the order of tables.
+
+    Published and measured numbers never come together, nor do numbers of two sources.
+    """
+    groups: dict[tuple[bool, str, Key], list[Record]] = {}
+    for record in records:
+        published = record.kind == "published"
+        key = (published, record.source if published else "", tuple(normal(record.cell).items()))
+        groups.setdefault(key, []).append(record)
+    found = [_summary(published, source, dict(key), group) for (published, source, key), group in groups.items()]
+    return sorted(found, key=_order)
+
+
+def _summary(published: bool, source: str, cell: Cell, group: Sequence[Record]) -> Summary:
+    failed = tuple(str(record.extra["error"]) for record in group if record.extra.get("error"))
+    worked = [record for record in group if not record.extra.get("error")]
+    names = by_order(name for record in worked for name in record.values)
+    values = {name: value_of(_number(record, name) for record in worked) for name in names}
+    return Summary(
+        published,
+        cell,
+        {name: value for name, value in values.items() if value is not None},
+        len(group),
+        failed,
+        source,
+        tuple(group),
+    )
+
+
+def _number(record: Record, name: str) -> float | None:
+    value = record.values.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _order(summary: Summary) -> tuple[int, str]:
+    """Parents, their ensemble and the naive average first; methods in the order of the table of names."""
+    names = list(_METHODS)
+    place = names.index(summary.method) if summary.method in names else len(names)
+    return place, ""
+
+
+def method_of(cell: Cell) -> str:
+    """Return a cell's method as a word."""
+    return str(cell.get("method", ""))
+
+
+def groups_of(entries: Iterable[_T], key: Callable[[_T], Key]) -> dict[Key, list[_T]]:
+    """Group entries by a key, in the order in which the keys come."""
+    found: dict[Key, list[_T]] = {}
+    for entry in entries:
+        found.setdefault(key(entry), []).append(entry)
+    return found
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def label(row: Key) -> str:
+    """Name a row for people.
+
+    >>> label((("method", "gamf"), ("repair", "refit"), ("sigma", 4)))
+    'GAMF + refit, sigma 4'
+    """
+    words = dict(row)
+    network, method, repair = words.pop("network", None), words.pop("method", None), words.pop("repair", None)
+    name = str(network) if network is not None else _METHODS.get(str(method), str(method or ""))
+    name += f" + {repair}" if repair else ""
+    rest = [f"{word.replace('_', ' ')} {_scalar(entry)}" for word, entry in words.items()]
+    return ", ".join(filter(None, [name, *rest]))
+
+
+def method_text(method: str) -> str:
+    """Name a method for people; an unknown one by itself."""
+    return _METHODS.get(method, method)
+
+
+def setting_text(setting: Key) -> str:
+    """Name a setting for people.
+
+    >>> setting_text((("dataset", "cifar10"), ("partition", "iid"), ("architecture", "vgg11")))
+    'CIFAR-10, vgg11, i.i.d.'
+    """
+    words = dict(setting)
+    dataset, partition = str(words.get("dataset", "")), str(words.get("partition", ""))
+    parts = [_DATASETS.get(dataset, dataset), str(words.get("architecture", "")), _PARTITIONS.get(partition, partition)]
+    return ", ".join(part for part in parts if part)
+
+
+def condition_text(condition: Key, *, stage: bool = True) -> str:
+    """Name a condition for people.
+
+    >>> condition_text((("networks", 2), ("stage", "one-shot")))
+    '2 networks, one-shot'
+    """
+    words = dict(condition)
+    parts = [f"{words['networks']} networks"] if "networks" in words else []
+    if "size" in words:
+        parts.append(f"size {_scalar(words['size'])}")
+    if stage and "stage" in words:
+        parts.append(str(words["stage"]))
+    return ", ".join(parts)
+
+
+def _scalar(value: Scalar) -> str:
+    return format(value, "g") if isinstance(value, float) else str(value)
