@@ -15,13 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weldnet.affinity import Kernel, Pool
+from weldnet.affinity import InnerProduct, Kernel, Pool
 from weldnet.alignment._method import Alignment, Problem
 from weldnet.alignment._pools import Entry, Rebuilt, SpacePool, block_pool
+from weldnet.alignment._products import BrickPool, Totals
+from weldnet.alignment._seen import Mark, Seen, mark
 from weldnet.alignment._stacks import StoredStacks, mean_square, scaled_stack, sum_of_squares
 from weldnet.alignment._workspace import Workspace
 from weldnet.assignment import Permutation, best_inside, best_permutation, unfold
-from weldnet.structure import Maps, Place, Space, Structure, block_space, carried_rows, partners, renumber, unit_rows
+from weldnet.structure import (
+    Brick,
+    Maps,
+    Place,
+    Space,
+    Structure,
+    as_stored,
+    block_space,
+    bricks_of,
+    carried_rows,
+    partners,
+    renumber,
+    unit_rows,
+)
 
 __all__ = ["WEIGHTINGS", "Ascent", "Weighting", "by_norm", "inside_blocks", "sides", "start"]
 
@@ -61,21 +76,85 @@ class Ascent:
     couplings: MutableMapping[str, Tensor] = field(default_factory=dict)
     inner: MutableMapping[str, Tensor] = field(default_factory=dict)
     workspace: Workspace | None = None
+    _bricks: dict[str, tuple[Brick, ...] | None] = field(default_factory=dict, init=False, repr=False)
+    _inside: dict[Place, frozenset[str]] = field(default_factory=dict, init=False, repr=False)
+    _seen: dict[tuple[str, Kernel], Seen] = field(default_factory=dict, init=False, repr=False)
+    _totals: Totals = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._totals = Totals(self.tensor)
 
     @property
     def moving(self) -> range:
         """The numbers of the networks that are moved."""
         return range(1, len(self.names))
 
+    def tensor(self, name: str, k: int) -> Tensor:
+        """Return the values of network ``k`` in a tensor, as they enter scores."""
+        return self.stacks.one(name, k) if isinstance(self.stacks, StoredStacks) else self.stacks[name][k]
+
     def pool(self, space: Space, kernel: Kernel) -> SpacePool:
-        """Put together how all networks' units fit the universe, over all places of a space."""
-        couplings = list(self.couplings[space.name].clone())
+        """Put together how all networks' units fit the universe, over all places of a space.
+
+        What a pair had computed at an earlier visit, and no coupling has changed since, is not computed again: so
+        nothing may be written into stacks that were scored.
+        """
+        couplings: list[Tensor] = []
         entries: list[Entry] = []
         for place in self.structure.places_of(space.name):
-            build = partial(self._place_pool, place, kernel)
-            pool = build(couplings) if self.workspace is None else Rebuilt(build, couplings)
-            entries.append(Entry(place, self.weights[place.tensor], pool, inside_blocks(self.structure, place)))
-        return SpacePool(space, entries, self.device)
+            pool: Pool | None = self._brick_pool(place) if isinstance(kernel, InnerProduct) else None
+            if pool is None:
+                couplings = couplings or list(self.couplings[space.name].clone())
+                build = partial(self._place_pool, place, kernel)
+                lazy = self._pair or self.workspace is not None
+                pool = Rebuilt(build, couplings) if lazy else build(couplings)
+            entries.append(Entry(place, self.weights[place.tensor], pool, self._inside_blocks(place)))
+        found = SpacePool(space, entries, self.device)
+        if self._pair and self.workspace is None and len(self.structure.tree(space.name)) == 1 and space.parent is None:
+            found.seen = self._seen.setdefault((space.name, kernel), Seen())
+            found.marks = self._marks
+        return found
+
+    @property
+    def _pair(self) -> bool:
+        return len(self.names) == 2
+
+    def _brick_pool(self, place: Place) -> BrickPool | None:
+        """A pool of plain matrix products, where a tensor allows it."""
+        if place.tensor not in self._bricks:
+            self._bricks[place.tensor] = bricks_of(self.structure, place.tensor)
+        whole = self._bricks[place.tensor]
+        if whole is None:
+            return None
+        bricks = [brick for brick in whole if place in (brick.left, brick.right)]
+        if self._pair:
+            return BrickPool(place, bricks, self.couplings, self.tensor)
+        tree = {space.name for space in self.structure.tree(place.space)}
+        if self.structure.space(place.space).parent is not None or len(tree) > 1:
+            return None
+        others = [brick.other(place) for brick in bricks]
+        if any(other is not None and other.space == place.space for other in others):
+            return None  # running sums need one side to stay while the other moves
+        return BrickPool(place, bricks, self.couplings, self.tensor, self._totals)
+
+    def _marks(self, place: Place) -> list[Mark]:
+        """Mark what a pair's scores in a place depend on: the couplings of the spaces on the other axes."""
+        names: dict[str, None] = {}
+        for other in self.structure.places_in(place.tensor):
+            if other.axes != place.axes or other.view is not None or place.view is not None:
+                names |= dict.fromkeys(self._family(other.space))
+        return [mark(kept[name]) for name in names for kept in (self.couplings, self.inner) if name in kept]
+
+    def _family(self, space: str) -> tuple[str, ...]:
+        """A space and all that it is nested in, or that is nested in those."""
+        while (parent := self.structure.space(space).parent) is not None:
+            space = parent
+        return tuple(found.name for found in self.structure.tree(space))
+
+    def _inside_blocks(self, place: Place) -> frozenset[str]:
+        if place not in self._inside:
+            self._inside[place] = inside_blocks(self.structure, place)
+        return self._inside[place]
 
     def _place_pool(self, place: Place, kernel: Kernel, couplings: Sequence[Tensor]) -> Pool:
         stack = self.stacks[place.tensor]
@@ -277,7 +356,7 @@ def start(problem: Problem, weighting: str, order: Sequence[str] | None = None) 
         if stored is not None:
             stored.squares[name] = square
         else:
-            stacks[name] = scaled_stack(tensors, square)
+            stacks[name] = as_stored(structure, name, scaled_stack(tensors, square))
     ascent = Ascent(structure, names, stored or stacks, weights, workspace=workspace)
     if workspace is not None:
         ascent.couplings, ascent.inner = workspace.couplings, workspace.inner

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from weldnet.affinity import Kernel, Pool
+from weldnet.alignment._products import BrickPool
+from weldnet.alignment._seen import Mark, Seen
 from weldnet.structure import Place, Space
 
 __all__ = ["Entry", "Rebuilt", "SpacePool", "block_pool"]
@@ -33,15 +35,35 @@ class Entry:
 
 @dataclass
 class SpacePool:
-    """The pools of a space's places, weighted."""
+    """The pools of a space's places, weighted.
+
+    Args:
+        space: whose units are compared.
+        entries: one for each of its places.
+        device: where scores are to lie.
+        seen: what earlier visits have computed; None if scores cannot be kept.
+        marks: what the scores in a place depend on, as it is now; asked if there is ``seen``.
+    """
 
     space: Space
     entries: list[Entry]
     device: torch.device
+    seen: Seen | None = None
+    marks: Callable[[Place], list[Mark]] = lambda place: []
 
     def scores(self, k: int) -> Tensor:
         """Return how well the units of network ``k`` fit the universe, shape (units, universe)."""
-        return self.split_scores(k, {})[0]
+        if self.seen is None:
+            return self._sum(k, self.entries)
+        entries = {entry.place: entry for entry in self.entries}
+        marks = {place: self.marks(place) for place in entries}
+        return self.seen.total(marks, lambda places: self._sum(k, [entries[place] for place in places]))
+
+    def _sum(self, k: int, entries: Sequence[Entry]) -> Tensor:
+        total = torch.zeros(self.space.size, self.space.size, device=self.device)
+        for entry in entries:
+            total.add_(entry.pool.scores(k), alpha=entry.weight)
+        return total
 
     def split_scores(self, k: int, apart: Mapping[Place, str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scores, and the sums over some of the places, by the names that ``apart`` gives them."""
@@ -55,10 +77,11 @@ class SpacePool:
                 part.add_(scores, alpha=entry.weight)
         return total, parts
 
-    def replace(self, k: int, coupling: Tensor) -> None:
-        """Give network ``k`` another coupling."""
+    def replace(self, k: int, coupling: Tensor, *, last: bool = False) -> None:
+        """Give network ``k`` another coupling; ``last`` if no more scores are asked for."""
         for entry in self.entries:
-            entry.pool.replace(k, coupling)
+            if not last or isinstance(entry.pool, BrickPool):  # whose sums go on to the next visit
+                entry.pool.replace(k, coupling)
 
 
 @dataclass

@@ -46,6 +46,12 @@ class StoredStacks(Mapping[str, Tensor]):
         self.workspace.read(sum(tensor.nbytes for tensor in tensors))
         return scaled_stack([tensor.to(self.device, torch.float32) for tensor in tensors], self.squares[name])
 
+    def one(self, name: str, k: int) -> Tensor:
+        """Return one network's values."""
+        tensor = self.states[k][name]
+        self.workspace.read(tensor.nbytes)
+        return scaled_stack([tensor.to(self.device, torch.float32)], self.squares[name])[0]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.squares)
 

@@ -210,8 +210,7 @@ def _visit(ascent: Ascent, kernel: Kernel, root: Space, rule: _Soft) -> float:
         plan = rule.outside(root.name, k, pool.scores(k), old)
         moved += float((plan - old).abs_().sum()) / 2
         ascent.put(root.name, k, whole=plan)
-        if k != ascent.moving[-1]:
-            pool.replace(k, plan)
+        pool.replace(k, plan, last=k == ascent.moving[-1])
     return moved / len(ascent.moving)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -38,16 +39,14 @@ def spread(scores: Tensor, *, pooled: bool = False) -> tuple[Tensor, Tensor]:
         Scores as :func:`standardise` gives them, and deviations of shape (..., 1, 1), or () if pooled.
     """
     centred = scores - scores.mean(-1, keepdim=True)
-    centred = centred - centred.mean(-2, keepdim=True)
-    if pooled:
-        deviation, size = centred.square().mean().sqrt(), scores.abs().amax()
-    else:
-        deviation = centred.square().mean((-2, -1), keepdim=True).sqrt()
-        size = scores.abs().amax((-2, -1), keepdim=True)
-    noise = torch.finfo(scores.dtype).eps * size
-    return torch.where(
-        deviation > 8 * noise, centred / deviation.clamp_min(torch.finfo(scores.dtype).tiny), 0.0
-    ), deviation
+    centred.sub_(centred.mean(-2, keepdim=True))
+    axes = None if pooled else (-2, -1)
+    count = centred.numel() if pooled else centred.shape[-2] * centred.shape[-1]
+    deviation = torch.linalg.vector_norm(centred, dim=axes, keepdim=not pooled) / max(count, 1) ** 0.5
+    size = torch.linalg.vector_norm(scores, ord=math.inf, dim=axes, keepdim=not pooled)
+    info = torch.finfo(scores.dtype)
+    noise = 8 * info.eps * size
+    return centred.div_(deviation.clamp_min(info.tiny)).masked_fill_(~(deviation > noise), 0.0), deviation
 
 
 def sinkhorn(
@@ -78,21 +77,38 @@ def sinkhorn(
     Source: Cuturi 2013; absorption as in Schmitzer 2019 (https://arxiv.org/abs/1610.06519).
     """
     column = scores.new_zeros(scores.shape[:-2] + scores.shape[-1:]) if start is None else start.column
-    row = temperature * torch.logsumexp((scores - column.unsqueeze(-2)) / temperature, dim=-1)
-    column = temperature * torch.logsumexp((scores - row.unsqueeze(-1)) / temperature, dim=-2)
-    kernel = ((scores - row.unsqueeze(-1) - column.unsqueeze(-2)) / temperature).exp()
+    kernel, row, column = _absorbed(scores, temperature, column)
+    across = kernel.transpose(-2, -1)
     left, right = torch.ones_like(row), torch.ones_like(column)
     for _ in range(iterations - 1):
         sums = _times(kernel, right)
-        if float((left * sums - 1).abs().amax()) < tolerance:
+        least, most = torch.aminmax(left * sums)
+        if max(1 - float(least), float(most) - 1) < tolerance:
             break
-        left = 1 / sums
-        right = 1 / _times(kernel.transpose(-2, -1), left)
+        left = sums.reciprocal_()
+        right = _times(across, left).reciprocal_()
     extreme = torch.finfo(scores.dtype).max ** 0.5
     if not all(bool(((s > 1 / extreme) & (s < extreme)).all()) for s in (left, right)):
         return _log_sinkhorn(scores, temperature, iterations, Potentials(row, column))
-    plan = left.unsqueeze(-1) * kernel * right.unsqueeze(-2)
+    plan = kernel.mul_(left.unsqueeze(-1)).mul_(right.unsqueeze(-2))
     return plan, Potentials(row - temperature * left.log(), column - temperature * right.log())
+
+
+def _absorbed(scores: Tensor, temperature: float, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale rows, then columns, once; return the scaled matrix, and row and column potentials.
+
+    One exponential a score is enough, unless all of a column is so far below the rows' largest that nothing is left.
+    """
+    kernel = (scores - column.unsqueeze(-2)).div_(temperature)
+    highest = kernel.amax(-1, keepdim=True)
+    kernel.sub_(highest).exp_()
+    rows = kernel.sum(-1, keepdim=True)
+    columns = kernel.div_(rows).sum(-2, keepdim=True)
+    row = temperature * (highest + rows.log()).squeeze(-1)
+    if float(columns.amin()) > torch.finfo(scores.dtype).tiny ** 0.5:
+        return kernel.div_(columns), row, column + temperature * columns.log().squeeze(-2)
+    column = temperature * torch.logsumexp((scores - row.unsqueeze(-1)) / temperature, dim=-2)
+    return ((scores - row.unsqueeze(-1) - column.unsqueeze(-2)) / temperature).exp(), row, column
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:

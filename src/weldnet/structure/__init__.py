@@ -1,5 +1,6 @@
 """Structure: what can be renumbered in a model, found from one forward pass, as data."""
 
+from weldnet.structure._bricks import Brick, as_stored, bricks_of
 from weldnet.structure._capture import capture
 from weldnet.structure._carry import Maps, block_space, carried, carried_rows, partners
 from weldnet.structure._check import Check, check, random_renumbering
@@ -18,6 +19,7 @@ from weldnet.structure._widths import Shares, blend, require_correspondence
 
 __all__ = [
     "ROUTES",
+    "Brick",
     "Check",
     "Frozen",
     "Layout",
@@ -29,9 +31,11 @@ __all__ = [
     "Space",
     "Structure",
     "Wider",
+    "as_stored",
     "axes_in_view",
     "blend",
     "block_space",
+    "bricks_of",
     "capture",
     "carried",
     "carried_rows",
