@@ -1,7 +1,7 @@
 """What a step must cost at least: floating-point operations and bytes, and this machine's rates for both.
 
-The rates are measured in the same process as the steps: a matrix product of 1024 x 1024 in float32, and a copy of 64 MB.
-Both, like all steps, in CPU seconds of one thread, so that other work on the machine disturbs them little.
+The rates are measured in the same process as the steps: a product of two 1024 x 1024 matrices in float32, and a copy
+of 64 MB. Both, like all steps, in CPU seconds of one thread, so that other work on the machine disturbs them little.
 """
 
 from __future__ import annotations

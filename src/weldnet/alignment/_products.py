@@ -104,7 +104,8 @@ class BrickPool:
         """Take in the coupling that network ``k`` has got since its scores were asked for."""
         if self.totals is None:
             return
-        assert self._last is not None and self._last[0] == k, "a coupling follows from scores"
+        assert self._last is not None, "a coupling follows from scores"
+        assert self._last[0] == k, "a coupling follows from scores"
         _, old, found = self._last
         for brick, moved in zip(self.bricks, found, strict=True):
             self.totals.move(brick, moved, (old, coupling), left=self.place is brick.left)

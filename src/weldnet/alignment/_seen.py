@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
+
+from weldnet.structure import Place
 
 __all__ = ["Mark", "Seen", "mark"]
 
@@ -18,8 +20,9 @@ class Mark:
     version: int | None
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Mark) and self.tensor is other.tensor
-        return same and self.version is not None and self.version == other.version
+        if not isinstance(other, Mark) or self.tensor is not other.tensor:
+            return False
+        return self.version is not None and self.version == other.version
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
@@ -31,8 +34,8 @@ def mark(tensor: Tensor) -> Mark:
 
 @dataclass
 class _Part:
-    members: tuple[Hashable, ...]
-    marks: dict[Hashable, Sequence[Mark]]
+    members: tuple[Place, ...]
+    marks: Mapping[Place, list[Mark]]
     scores: Tensor
 
 
@@ -46,7 +49,7 @@ class Seen:
 
     parts: list[_Part] = field(default_factory=list)
 
-    def total(self, marks: dict[Hashable, Sequence[Mark]], score: Callable[[Sequence[Hashable]], Tensor]) -> Tensor:
+    def total(self, marks: Mapping[Place, list[Mark]], score: Callable[[Sequence[Place]], Tensor]) -> Tensor:
         """Return the sum of the scores of all members.
 
         Args:
@@ -57,10 +60,10 @@ class Seen:
         # What still holds and what does not part ways here: next time it will again.
         groups = [[m for m in missing if not marks[m]], [m for m in missing if marks[m]]]
         for part in self.parts:
-            fresh = [m for m in part.members if list(part.marks[m]) == list(marks[m])]
+            fresh = [m for m in part.members if part.marks[m] == marks[m]]
             if len(fresh) < len(part.members):
                 groups += [fresh, [m for m in part.members if m not in fresh]]
-        self.parts = [p for p in self.parts if all(list(p.marks[m]) == list(marks[m]) for m in p.members)]
+        self.parts = [p for p in self.parts if all(p.marks[m] == marks[m] for m in p.members)]
         for group in filter(None, groups):
             self.parts.append(_Part(tuple(group), {m: marks[m] for m in group}, score(group)))
         total = self.parts[0].scores.clone()

@@ -87,12 +87,11 @@ def bricks_of(structure: Structure, tensor: str) -> tuple[Brick, ...] | None:
 
 def as_stored(structure: Structure, tensor: str, stack: Tensor) -> Tensor:
     """Return a stack of tensors (networks, ...), equal to ``stack``, whose bricks are views if they can be."""
-    bricks = bricks_of(structure, tensor)
-    if not bricks or len(bricks) > 1 or stack.dim() < 4 or any(index is not None for index in bricks[0].picked):
+    bricks = bricks_of(structure, tensor) or ()
+    whole = next((brick for brick in bricks if all(index is None for index in brick.picked)), None)
+    if whole is None or whole.axes[1] is None or stack.dim() < 4:
         return stack
-    first, last = bricks[0].axes
-    if last is None:
-        return stack
+    first, last = whole.axes[0], whole.axes[1]
     rest = [axis for axis in range(stack.dim() - 1) if axis not in (first, last)]
     order = [0, *(axis + 1 for axis in (first, *rest, last))]
     back = [order.index(axis) for axis in range(stack.dim())]
