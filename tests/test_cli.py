@@ -38,6 +38,7 @@ COMMANDS = (
     "barrier",
     "plane",
     "train",
+    "federate",
     "finetune",
     "distil",
 )

@@ -24,6 +24,7 @@ from weldnet.cli._common import say
 from weldnet.cli._compare import compare
 from weldnet.cli._demo import demo
 from weldnet.cli._evaluate import evaluate
+from weldnet.cli._federate import federate
 from weldnet.cli._fold import fold
 from weldnet.cli._fuse import fuse
 from weldnet.cli._inspect import inspect
@@ -36,7 +37,7 @@ __all__ = ["app", "main"]
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 _DEBUG = "--debug"
-_COMMANDS = (demo, fuse, compare, fold, inspect, check, evaluate, barrier, plane, train, finetune, report)
+_COMMANDS = (demo, fuse, compare, fold, inspect, check, evaluate, barrier, plane, train, finetune, federate, report)
 
 
 class _Interrupted(BaseException):

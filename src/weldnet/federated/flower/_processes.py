@@ -1,0 +1,179 @@
+"""Other programs that a command starts, watches and stops: none outlives it, and what they said is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import final
+
+from weldnet.errors import FederatedError
+
+__all__ = ["Processes", "Program", "free_port", "require_free"]
+
+GRACE = 10.0
+"""Seconds that a program has to end by itself."""
+
+_PR_SET_PDEATHSIG = 1
+_MARK = "WELDNET_FEDERATION"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A program that was started: its name, its process and the file that it writes to."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def running(self) -> bool:
+        """Whether it is still there."""
+        return self.process.poll() is None
+
+    def said(self, lines: int = 20) -> list[str]:
+        """Return the last lines that it wrote."""
+        try:
+            return self.log.read_text(errors="replace").splitlines()[-lines:]
+        except OSError:
+            return []
+
+
+@final
+class Processes:
+    """Programs that end with the block that started them.
+
+    Each gets a session of its own, so that its children are stopped with it. Where the system can do it (Linux), it is
+    asked to end when this process dies, even by a signal that cannot be caught, and whatever its children started is
+    found by a mark in the environment.
+
+    Args:
+        folder: where each program's output goes, as ``NAME.log``.
+        env: the programs' environment.
+
+    >>> import sys, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Processes(folder, {}) as programs:
+    ...     program = programs.start("sleeper", [sys.executable, "-c", "import time; time.sleep(60)"])
+    ...     program.running
+    True
+    >>> program.running
+    False
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], env: Mapping[str, str]) -> None:
+        self.folder, self._mark = Path(folder), uuid.uuid4().hex
+        self.env = {**env, _MARK: self._mark}
+        self.programs: list[Program] = []
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self, name: str, command: Sequence[str]) -> Program:
+        """Start a program.
+
+        Raises:
+            FederatedError: there is no such program.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"{name}.log"
+        try:
+            with log.open("ab") as output:
+                process = subprocess.Popen(
+                    list(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=self.env,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
+                )
+        except OSError as error:
+            raise FederatedError(
+                f"{command[0]} does not start ({error}); is it installed? pip install 'weldnet[federated]'"
+            ) from error
+        self.programs.append(Program(name, process, log))
+        return self.programs[-1]
+
+    def stop(self) -> None:
+        """End all programs, the last one first: politely, and after a while by force."""
+        for program in reversed(self.programs):
+            _signal(program, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        for program in reversed(self.programs):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                program.process.wait(max(0.1, deadline - time.monotonic()))
+        # What a program started may be there still when the program itself is gone.
+        for program in reversed(self.programs):
+            _signal(program, signal.SIGKILL)
+            program.process.wait()
+        for process in _marked(self._mark):
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port that nobody listens on now.
+
+    >>> require_free(free_port())
+    """
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def require_free(port: int, host: str = "127.0.0.1") -> None:
+    """Make sure that a port can be had.
+
+    Raises:
+        FederatedError: somebody listens on it, or it may not be used.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise FederatedError(
+                f"port {port} of {host} cannot be used: {why.lower()}; give another one, or none to let one be chosen"
+            ) from error
+
+
+def _signal(program: Program, number: int) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(program.process.pid, number)
+
+
+def _marked(mark: str) -> list[int]:
+    """Return the processes whose environment holds a mark; none where there is no /proc."""
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"{_MARK}={mark}".encode() in entry.read_bytes().split(b"\0"):
+                found.append(int(entry.parent.name))
+    return found
+
+
+def _die_with_parent():  # pyright: ignore[reportUnknownParameterType]
+    """Return what a child runs first: ask for SIGTERM when this process dies, and see that it has not died yet."""
+    parent, library = os.getpid(), ctypes.CDLL(None)
+
+    def ask() -> None:
+        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask

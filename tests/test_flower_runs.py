@@ -1,0 +1,308 @@
+"""Whole federated runs through Flower's interfaces, from a config; the slow ones start Flower's own programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("flwr")
+
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+import weldnet
+from weldnet.cli import main
+from weldnet.errors import ConfigError, FederatedError, TrainingError, UsageError
+from weldnet.federated import CLIENTS, MODEL, FederatedConfig, Federation, Order, Worked, simulate
+from weldnet.federated.flower import LocalGrid, Plan, RunSettings, client_app, federate, run_rounds, write_app
+from weldnet.federated.flower._memory import ClientMemory
+from weldnet.records import Record, read
+
+BASE: dict[str, Any] = {
+    "dataset": "digits",
+    "train_limit": 300,
+    "model": "mlp",
+    "model_options": {"sizes": [64, 10, 10]},
+    "clients": 3,
+    "rounds": 2,
+    "local": {"epochs": 1, "batch_size": 16, "lr": 0.1},
+}
+
+
+def config(**changes: Any) -> FederatedConfig:
+    return FederatedConfig.make({**BASE, **changes})
+
+
+def same(a: Path, b: Path) -> bool:
+    one, other = weldnet.load(a / MODEL), weldnet.load(b / MODEL)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def rounds(out: Path) -> list[Record]:
+    return read(out).of("round")
+
+
+def without_time(records: list[Record]) -> list[object]:
+    """Return what records say, but for what a clock said."""
+    return [(r.key, r.cell, {k: v for k, v in r.values.items() if "seconds" not in k}, dict(r.extra)) for r in records]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rule": "fedavg-uniform", "algorithm": "moon", "server_optimiser": "fedadam", "participation": 0.7},
+        {"initialisation": "own", "rule": "gamf-joint", "algorithm": {"name": "fedprox", "mu": 0.1}},
+        {"align_at": "client", "rule": "weight_matching", "algorithm": "moon"},
+        {"initialisation": "own", "rule": {"name": "fedma", "layers": True, "growth": True}},
+    ],
+    ids=["gamf", "moon+fedadam", "own+joint", "client", "layers"],
+)
+def test_the_local_engine_is_the_plain_simulation(changes: dict[str, Any], tmp_path: Path):
+    settings = config(**changes)
+    simulate(settings, tmp_path / "plain")
+    shown: list[Record] = []
+    assert federate(settings, tmp_path / "local", on_round=shown.append) == tmp_path / "local" / MODEL
+    assert same(tmp_path / "plain", tmp_path / "local")
+    assert without_time(rounds(tmp_path / "plain")) == without_time(rounds(tmp_path / "local"))
+    assert [record.cell["round"] for record in shown] == [1, 2]
+
+
+def test_a_run_that_was_cut_off_goes_on_bit_for_bit(tmp_path: Path):
+    settings = config(rounds=4, algorithm="moon", server_optimiser="fedavgm", participation=0.7)
+    federate(settings, tmp_path / "whole")
+
+    def cut(record: Record) -> None:
+        if record.cell["round"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(settings, tmp_path / "cut", on_round=cut)
+    # Clients may have gone further than the server: what they kept of a round that never was has no say.
+    federation, store = Federation(settings), tmp_path / "cut" / CLIENTS
+    for client in federation.chosen(3):
+        weldnet.checkpoints.save(
+            {f"previous/{name}": tensor + 1 for name, tensor in federation.initial().items()},
+            store / client / "round-000003.safetensors",
+        )
+    with pytest.raises(FederatedError, match="holds a run already; resume it"):
+        federate(settings, tmp_path / "cut")
+    federate(settings, tmp_path / "cut", Plan(resume=True))
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert [record.cell["round"] for record in rounds(tmp_path / "cut")] == [1, 2, 3, 4]
+
+
+def test_a_clients_memory_is_flowers_or_its_disk(tmp_path: Path):
+    states = [{"w": torch.full((2,), float(number))} for number in range(4)]
+    for folder in ("", str(tmp_path)):
+        context = Context(0, 1, {}, RecordDict(), {})
+        memory = ClientMemory("a", context, folder)
+        assert memory.before(1) == {}
+        memory.keep(1, states[1])
+        assert torch.equal(memory.before(2)["w"], states[1]["w"])
+        assert memory.before(1) == {}
+        memory.keep(3, states[3])
+        assert torch.equal(memory.before(9)["w"], states[3]["w"])
+    restarted = ClientMemory("a", Context(0, 2, {}, RecordDict(), {}), str(tmp_path))
+    assert torch.equal(restarted.before(4)["w"], states[3]["w"])
+    assert torch.equal(restarted.before(3)["w"], states[1]["w"])
+
+
+def test_a_client_that_raises_is_named_and_the_run_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    work = Federation.work
+
+    def failing(self: Federation, order: Order, client_state: Any = None) -> Worked:
+        if order.client == "client-01":
+            raise TrainingError("the loss is nan")
+        return work(self, order, client_state)
+
+    monkeypatch.setattr(Federation, "work", failing)
+    federate(config(), tmp_path)
+    for record in rounds(tmp_path):
+        assert record.extra["failed"] == {"client-01": "the loss is nan"}
+        assert record.extra["clients"] == ["client-00", "client-02"]
+
+
+def test_a_client_that_never_answers_is_missing_and_the_run_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import time
+
+    work = Federation.work
+
+    def silent(self: Federation, order: Order, client_state: Any = None) -> Worked:
+        if order.client == "client-02":
+            time.sleep(60)
+        return work(self, order, client_state)
+
+    Federation(config(clients=4)).work(Order(client="client-00", round=1, state=Federation(config()).initial()))
+    monkeypatch.setattr(Federation, "work", silent)
+    federate(config(clients=4, rounds=1), tmp_path, Plan(timeout=5))
+    (record,) = rounds(tmp_path)
+    assert record.extra["missing"] == ["client-02"]
+    assert record.extra["clients"] == ["client-00", "client-01", "client-03"]
+
+
+def test_fewer_nodes_than_clients_are_the_first_ones(tmp_path: Path):
+    federate(config(), tmp_path, Plan(nodes=2))
+    assert [r.extra["missing"] for r in rounds(tmp_path)] == [["client-02"]] * 2
+    with pytest.raises(UsageError, match="nodes is 4, but the config has 3 clients"):
+        federate(config(), tmp_path / "other", Plan(nodes=4))
+
+
+def run_with(tmp_path: Path, node_configs: list[dict[str, Any]], **changes: Any) -> Record:
+    settings = dataclasses.replace(Plan().settings(config(rounds=1, **changes), tmp_path), nodes=len(node_configs))
+    flat = settings.to_flower()
+    contexts = {k + 1: Context(0, k + 1, node, RecordDict(), flat) for k, node in enumerate(node_configs)}
+    run_rounds(LocalGrid(client_app, contexts), settings)
+    return rounds(tmp_path)[0]
+
+
+def test_a_node_may_bring_its_own_data(tmp_path: Path):
+    record = run_with(tmp_path, [{"partition-id": 0, "data": "digits"}, {"partition-id": 1}])
+    part = len(Federation(config()).data_of("client-01"))
+    assert record.extra["shares"] == pytest.approx({"client-00": 300 / (300 + part), "client-01": part / (300 + part)})
+
+
+def test_nodes_that_do_not_say_who_they_are_are_told_how(tmp_path: Path):
+    record = run_with(tmp_path, [{"partition-id": 0}, {"partition-id": 7}, {}])
+    assert "config has 3 clients" in record.extra["failed"]["partition 7"]
+    assert "--node-config 'partition-id=0'" in record.extra["failed"]["node 3"]
+    assert record.extra["clients"] == ["client-00"]
+
+
+def test_two_nodes_with_one_name_count_once(tmp_path: Path):
+    record = run_with(tmp_path, [{"partition-id": 0}, {"partition-id": 0}, {"partition-id": 1}])
+    assert record.extra["clients"] == ["client-00", "client-01"]
+    assert "2 times; counted once" in record.extra["dropped"]["client-00"]
+
+
+def test_settings_come_back_from_flower_as_they_were():
+    settings = RunSettings(
+        config=config(
+            rule={"name": "gamf", "weighting": "uniform"}, algorithm={"name": "moon", "mu": 5.0}, participation=0.5
+        ),
+        out="/tmp/a b",
+        resume=True,
+        nodes=3,
+        timeout=2.5,
+    )
+    flat = settings.to_flower()
+    assert all(isinstance(value, bool | int | float | str) for value in flat.values())
+    assert RunSettings.from_flower(flat) == settings
+    with pytest.raises(ConfigError, match="unknown key 'outt'"):
+        RunSettings.from_flower({**flat, "outt": "x"})
+    with pytest.raises(ConfigError, match="nodes is 'two'; give a int"):
+        RunSettings.from_flower({**flat, "nodes": "two"})
+    with pytest.raises(ConfigError, match="run config: unknown key 'rouns'; did you mean 'rounds'"):
+        RunSettings.from_flower({**flat, "federated.rouns": 3})
+
+
+def test_an_app_folder_is_what_flower_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = Plan(nodes=2).settings(config(rule={"name": "gamf", "sigma": 2.0}), tmp_path / "run")
+    folder = write_app(tmp_path / "app", settings)
+    write_app(folder, settings)
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    flat = flattened(project["tool"]["flwr"]["app"]["config"])
+    assert RunSettings.from_flower(flat) == settings
+    monkeypatch.syspath_prepend(str(folder))
+    import federation  # pyright: ignore[reportMissingImports]
+
+    assert isinstance(federation.server_app, ServerApp)
+    assert isinstance(federation.client_app, ClientApp)
+    done = subprocess.run(
+        [Path(sys.executable).parent / "flwr", "build", "--app", folder],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"FLWR_HOME": str(tmp_path / "home"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(tmp_path.glob("*.fab"))
+    (folder / "mine.py").touch()
+    with pytest.raises(FederatedError, match=r"holds 'mine\.py'"):
+        write_app(folder, settings)
+
+
+def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "cloud"}, "unknown engine 'cloud'; give local, ray, superlink"),
+        ({"port": 9000}, "the engine local has no port; give --engine superlink"),
+        ({"engine": "ray", "join": "a:1"}, "the engine ray has no join"),
+        ({"engine": "superlink", "join": "a:1", "port": 9000}, "leave --port and --keys out"),
+        ({"nodes": 0}, "nodes is 0; give 1 or more"),
+    ],
+    ids=["engine", "port", "join", "both", "nodes"],
+)
+def test_plans_that_mean_nothing_are_refused(options: dict[str, Any], message: str):
+    with pytest.raises(UsageError, match=message):
+        Plan(**options)
+
+
+def test_a_port_in_use_ends_the_run_before_it_begins(tmp_path: Path):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(FederatedError, match=f"port {port} .* cannot be used"):
+            federate(config(), tmp_path, Plan(engine="superlink", port=port))
+
+
+# -- the command --------------------------------------------------------------------------------------
+
+
+def written(tmp_path: Path, **changes: Any) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(config(**changes).to_yaml())
+    return path
+
+
+def test_the_command_runs_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, out = written(tmp_path), tmp_path / "run"
+    assert main(["federate", str(path), "-o", str(out), "--json"]) == 0
+    said = capsys.readouterr()
+    shown = json.loads(said.out)
+    assert [entry["round"] for entry in shown["rounds"]] == [1, 2]
+    assert shown["engine"] == "local"
+    assert Path(shown["model"]).exists()
+    assert "round 2: 3 clients; accuracy" in said.err
+    assert main(["federate", str(path), "-o", str(out)]) == 1
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(["federate", str(path), "-o", str(out), "--resume"]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_the_command_writes_an_app(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["federate", str(written(tmp_path)), "--write-app", str(tmp_path / "app")]) == 0
+    assert "flwr run" in capsys.readouterr().err
+    assert (tmp_path / "app" / "pyproject.toml").exists()
+
+
+def test_without_flower_one_line_says_what_to_install(tmp_path: Path):
+    script = (
+        "import sys; sys.modules['flwr'] = None\nfrom weldnet.cli import main\n"
+        f"sys.exit(main(['federate', {str(written(tmp_path))!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "Flower is not installed" in line
+    assert "pip install 'weldnet[federated]'" in line
