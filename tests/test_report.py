@@ -133,6 +133,31 @@ def test_two_papers_on_the_same_thing_are_not_averaged():
     assert [cell.text for cell in row(found, "GAMF")][1:] == ["80.00", "60.00", "70.00"]
 
 
+def test_options_of_a_method_are_words_of_their_own():
+    page = made_of(
+        *(result(f"gamf sigma={sigma}", accuracy=sigma / 10) for sigma in (1.0, 4.0)), result("gamf", accuracy=0.9)
+    )
+    names = [cells.cells[0].text for cells in table(page, "measurements").rows]
+    assert names == ["GAMF, sigma 1", "GAMF, sigma 4", "GAMF"]
+    figure = next(figure for figure in page.figures if figure.title == "Accuracy against sigma")
+    assert figure.traces[0]["x"] == [1.0, 4.0]
+    assert figure.series[0].colour == "@gamf"
+
+
+def test_synthetic_data_is_named_at_the_top():
+    cell = {**PLACE, "dataset": "cifar100 (synthetic data)", "method": "gamf"}
+    page = made_of(Record(kind="result", cell=cell, values={"accuracy": 0.5}))
+    assert "They are no results" in page.warnings[0]
+    assert "CIFAR-100 (synthetic data)" in table(page, "measurements").title
+
+
+def test_a_pooled_coupling_says_how_many_units_there_were():
+    spaces = {"fc": {"units": [400, 300], "matrix": [[0.1, 0.0], [0.0, 0.1]]}}
+    (figure,) = made_of(Record(kind="couplings", extra={"spaces": spaces})).figures
+    assert "400 \u00d7 300 units" in figure.caption
+    assert figure.traces[0]["dx"] == 200
+
+
 def test_failures_are_shown_with_their_reason(page: Page):
     found = table(page, "measurements", -1)
     assert found.title == "Failed: 2 results"
@@ -279,7 +304,7 @@ def test_everything_from_records_is_escaped(own: str):
         ),
         Record(kind="result", cell=nasty, extra={"error": NASTY, "spaces": [{"space": NASTY, "units": 3}]}),
         Record(kind="published", cell=nasty, values={"accuracy": 0.1}, source=NASTY),
-        Record(kind="curve", cell=nasty, extra={"x": [0, 1], "y": {NASTY: [0, 1]}, "title": NASTY, "x_label": NASTY}),
+        Record(kind="curve", cell=nasty, extra={"x": [0, 1], "y": {NASTY: [0, 1]}, "about": NASTY, "x_label": NASTY}),
         Record(kind="couplings", cell=nasty, extra={"spaces": {NASTY: [1, 0]}}),
         Record(kind="network", cell=nasty, extra={"history": [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]}),
         Record(kind="round", cell={**nasty, "rule": NASTY, "clients": 2, "round": 1}, values={"accuracy": 0.5}),

@@ -17,7 +17,7 @@ from weldnet.report._page import Block, Gallery, Page, Section
 from weldnet.report._plot import numbered
 from weldnet.report._provenance import provenance, section, settings
 from weldnet.report._results import compared, glance, measured
-from weldnet.report._summary import Summary, summarise
+from weldnet.report._summary import SYNTHETIC, Summary, summarise
 
 __all__ = ["build"]
 
@@ -64,7 +64,7 @@ def build(records: Records, *, title: str | None = None) -> Page:
         subtitle=_subtitle(records, runs),
         sections=_unique(sections),
         warnings=tuple(_warnings(records, runs)),
-        notes=tuple(dict.fromkeys(note for run in runs for note in _texts(run.extra.get("notes")))),
+        notes=tuple(dict.fromkeys(_notes(runs))),
         numbers=tuple(entry for summary in summaries for entry in _numbers(summary)),
         provenance=made,
     )
@@ -91,6 +91,10 @@ def _subtitle(records: Records, runs: Sequence[Record]) -> str:
 
 def _warnings(records: Records, runs: Sequence[Record]) -> list[str]:
     found = [text for run in runs for text in _texts(run.extra.get("warning"))]
+    if any(str(record.cell.get("dataset", "")).endswith(SYNTHETIC) for record in records):
+        found.append("Synthetic data: these numbers show that the way works. They are no results.")
+    if _first(runs, "scale") == "smoke":
+        found.append("Scale smoke: a few minutes' work that shows that everything runs, not how good it is.")
     if records.corrupt:
         found.append(
             f"{counted(records.corrupt, 'line')} of the records could not be read; {_they(records.corrupt)} left out."
@@ -103,6 +107,12 @@ def _warnings(records: Records, runs: Sequence[Record]) -> list[str]:
 
 def _they(count: int) -> str:
     return "it is" if count == 1 else "they are"
+
+
+def _notes(runs: Iterable[Record]) -> Iterable[str]:
+    for run in runs:
+        yield from _texts(run.extra.get("about"))
+        yield from _texts(run.extra.get("notes"))
 
 
 def _texts(value: object) -> list[str]:

@@ -40,7 +40,8 @@ def curves(records: Sequence[Record]) -> list[Section]:
 def _where(record: Record) -> Key:
     cell = normal(record.cell)
     words = (*SETTING, "networks", "size")
-    return (*((word, cell[word]) for word in words if word in cell), ("title", str(record.extra.get("title", ""))))
+    about = str(record.extra.get("about", "barrier"))
+    return (*((word, cell[word]) for word in words if word in cell), ("about", about))
 
 
 def _ordinates(record: Record) -> dict[str, Sequence[Any]]:
@@ -65,7 +66,8 @@ def _curve(where: Key, group: Sequence[Record], name: str) -> Figure | None:
         alt.append(f"{label(row)} {shown.with_unit(means[0])} at the start, {shown.with_unit(middle)} {word}")
     if not len(drawing):
         return None
-    title = str(dict(where).get("title") or f"{shown.label.capitalize()} on the line")
+    about = str(dict(where)["about"])
+    title = f"{shown.label.capitalize()} on the line" if about == "barrier" else f"{about}: {shown.label}"
     place = ", ".join(filter(None, [setting_text(where), condition_text(where, stage=False)]))
     across = str(group[0].extra.get("x_label") or "t, position on the line")
     return drawing.figure(

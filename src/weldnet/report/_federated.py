@@ -90,12 +90,24 @@ def _runs(records: Sequence[Record]) -> list[_Run]:
         sent = 0.0
         numbered = [record for record in members if is_number(record.cell.get("round"))]
         for record in sorted(numbered, key=_number):
-            values = {name: float(value) for name, value in record.values.items() if value is not None}
+            values = _values(record)
             sent += values.get("bytes", 0.0)
             rounds.append((_number(record), values, sent))
         if rounds:
             found.append(_Run(repeat, tuple(rounds)))
     return found
+
+
+def _values(record: Record) -> dict[str, float]:
+    """Return a round's numbers; what went up and down is what was sent, the mean over clients what was moved."""
+    values = {name: float(value) for name, value in record.values.items() if is_number(value) and value is not None}
+    if "bytes" not in values and {"bytes_up", "bytes_down"} & set(values):
+        values["bytes"] = values.get("bytes_up", 0.0) + values.get("bytes_down", 0.0)
+    moved = record.extra.get("moved")
+    if "moved" not in values and isinstance(moved, Mapping):
+        mean = value_of(share for share in moved.values() if is_number(share))
+        values |= {} if mean is None else {"moved": mean.mean}
+    return values
 
 
 def _number(record: Record) -> int:
@@ -194,7 +206,7 @@ def _table(place: str, variants: Mapping[Key, list[_Run]], shown: Metric, baseli
     return Table(
         title=place or "Runs",
         caption=f"Mean ± sample standard deviation over runs. Paired changes are against {_name(baseline)}, run by "
-        "run of the same seed, in percentage points for shares; in brackets how many of the pairs are better.",
+        "run of the same seed, in percentage points for shares; in small how many of the pairs are better.",
         columns=tuple(columns),
         rows=tuple(rows),
     )

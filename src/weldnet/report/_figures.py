@@ -171,17 +171,56 @@ def _sweep(group: Sequence[Summary], word: str, name: str) -> list[Figure]:
     figures: list[Figure] = []
     usable = [summary for summary in group if name in summary.values and _position(summary, word) is not None]
     for rest in groups_of(usable, lambda s: tuple(entry for entry in s.condition if entry[0] != word)).values():
-        if len({_position(summary, word) for summary in rest}) > 1:
+        if len({_position(summary, word) for summary in rest}) < 2:
+            continue
+        if word == "samples" and all(word not in summary.cell for summary in rest):
+            if dict(rest[0].condition).get("stage") == "one-shot":
+                figures.append(_appetites(rest, metric(name)))
+        else:
             figures.append(_one_sweep(rest, word, metric(name)))
     return figures
 
 
+def _appetites(group: Sequence[Summary], shown: Metric) -> Figure:
+    """Draw what repairs and methods are worth against the inputs that each of them reads: marks, no lines."""
+    looks = styles((("method", summary.method),) for summary in group)
+    drawing = Drawing()
+    alt: list[str] = []
+    for row, members in groups_of(group, lambda summary: (("method", summary.method),)).items():
+        if members[0].reference:
+            continue
+        style = looks[row]
+        values = [summary.values[shown.key] for summary in members]
+        texts = [f"{label(s.row)}: {shown.text(v.mean)}" for s, v in zip(members, values, strict=True)]
+        trace = {
+            "type": "scatter",
+            "mode": "markers",
+            "x": rounded(_position(summary, "samples") for summary in members),
+            "y": rounded(shown.scale * value.mean for value in values),
+            "error_y": {
+                "array": rounded(shown.scale * (v.spread or 0.0) for v in values),
+                "color": f"{style.colour}/0.5",
+            },
+            "marker": {"symbol": style.symbol, "size": 9, "color": style.colour},
+            "customdata": [escape(text) for text in texts],
+            "hovertemplate": "%{customdata}, %{x:,} inputs<extra></extra>",
+        }
+        drawing.add(label(row), style, trace, lines=False)
+        alt += texts
+    where = ", ".join(filter(None, [setting_text(group[0].setting), condition_text(group[0].condition)]))
+    return drawing.figure(
+        name=f"{shown.key}-by-samples-{where}",
+        title=f"{shown.label.capitalize()} against unlabelled inputs used",
+        caption=f"{where}; a mark for each repair",
+        alt=f"{shown.label.capitalize()} against the unlabelled inputs that were read: {'; '.join(alt)}.",
+        layout={"xaxis": axis("unlabelled inputs used"), "yaxis": axis(shown.heading)},
+    )
+
+
 def _one_sweep(group: Sequence[Summary], word: str, shown: Metric) -> Figure:
-    shown_words = {"networks": "number of networks", "size": "size, in parents", "samples": "unlabelled inputs used"}
+    shown_words = {"networks": "number of networks", "size": "size, in parents", "samples": "unlabelled inputs"}
     across = shown_words.get(word, word.replace("_", " "))
-    # Each repair reads as many inputs as it does: they are points of one line, unless one of them was varied itself.
-    left_out = {word, "repair"} if word == "samples" and all(word not in s.cell for s in group) else {word}
-    series = groups_of(group, lambda summary: tuple(entry for entry in summary.row if entry[0] not in left_out))
+    series = groups_of(group, lambda summary: tuple(entry for entry in summary.row if entry[0] != word))
     left_off = len(series)
     series = _fewer(series, shown)
     left_off -= len(series)

@@ -153,11 +153,16 @@ def _declarations(theme: str) -> str:
 
 
 def _widths(table: Table) -> list[dict[str, int]]:
-    """Return how many letters deviations and marks of each column take: what is before them then stands in line."""
-    cells = list(zip(*(row.cells for row in table.rows), strict=True))
-    return [
-        {"spread": max(len(c.spread) for c in column), "mark": max(len(c.mark) for c in column)} for column in cells
-    ]
+    """Return how many letters texts, deviations and marks of each column take, so that numbers stand in line."""
+    found: list[dict[str, int]] = []
+    for column in zip(*(row.cells for row in table.rows), strict=True):
+        texts = {
+            "letters": [c.text for c in column],
+            "spread": [c.spread for c in column],
+            "mark": [c.mark for c in column],
+        }
+        found.append({name: max(map(len, entries)) for name, entries in texts.items()})
+    return found
 
 
 def _groups(table: Table) -> Sequence[Mapping[str, Any]]:

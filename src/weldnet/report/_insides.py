@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from weldnet.records import Record
 from weldnet.report._colours import token
 from weldnet.report._numbers import value_of
 from weldnet.report._page import Block, Cell, Column, Figure, Gallery, Row, Section, Table
-from weldnet.report._plot import Drawing, Style, axis, escape, is_number, rounded, styles
+from weldnet.report._plot import Drawing, Style, axis, escape, is_number, rounded, slug, styles
 from weldnet.report._summary import (
     CONDITION,
     SETTING,
@@ -39,6 +39,8 @@ def variances(summaries: Sequence[Summary]) -> list[Section]:
     """Return for each setting and condition how much variance each layer has before and after repair."""
     figures: list[Figure] = []
     with_layers = [summary for summary in summaries if not summary.published and _layers(summary)]
+    one_shot = [summary for summary in with_layers if summary.cell.get("stage") == "one-shot"]
+    with_layers = one_shot or with_layers  # training on changes them, but is no repair
     for where, group in groups_of(with_layers, lambda s: (*s.setting, *s.condition)).items():
         # What was not repaired is the start of what was.
         repaired = {summary.method for summary in group if "repair" in summary.cell}
@@ -161,12 +163,12 @@ def _about(record: Record) -> Key:
 
 def _maps(about: Key, record: Record) -> Gallery | None:
     found = record.extra.get("spaces")
-    matrices = {str(space): _matrix(entry) for space, entry in found.items()} if isinstance(found, dict) else {}
-    usable = {space: matrix for space, matrix in matrices.items() if matrix is not None}
+    maps = {str(space): _coupling(entry) for space, entry in found.items()} if isinstance(found, dict) else {}
+    usable = {space: coupling for space, coupling in maps.items() if coupling is not None}
     if not usable:
         return None
     title = _title(about)
-    figures = [_map(space, matrix, title) for space, matrix in list(usable.items())[:_SHOWN_SPACES]]
+    figures = [_map(space, coupling, title) for space, coupling in list(usable.items())[:_SHOWN_SPACES]]
     left = len(usable) - len(figures)
     caption = f"{left} more spaces are not shown." if left else ""
     return Gallery(figures=tuple(figures), title=title, caption=caption, small=True)
@@ -179,27 +181,59 @@ def _title(about: Key) -> str:
     return ", ".join(filter(None, [*parts, f"network {network}" if network is not None else ""]))
 
 
-def _matrix(entry: object) -> np.ndarray[Any, Any] | None:
-    """Read a coupling: a matrix, or for a permutation the network's unit of each universe unit."""
+@dataclass(frozen=True)
+class _Map:
+    """A coupling to be drawn: so many units to so many, in squares of ``step``; the share that stays where it was."""
+
+    values: np.ndarray[Any, Any]
+    units: tuple[int, int]
+    stayed: float | None
+
+    @property
+    def step(self) -> int:
+        return -(-max(self.units) // max(self.values.shape))
+
+
+def _coupling(entry: object) -> _Map | None:
+    """Read a coupling: a matrix, a pooled one with its ``units``, or a permutation's source of each universe unit."""
+    if isinstance(entry, Mapping):
+        found, units = _numbers_of(entry.get("matrix")), entry.get("units")
+        if found is None or found.ndim != 2 or not isinstance(units, list | tuple) or len(units) != 2:
+            return None
+        if not all(is_number(count) and count >= size for count, size in zip(units, found.shape, strict=True)):
+            return None
+        whole = found if list(found.shape) == list(units) else None
+        return _Map(found, (int(units[0]), int(units[1])), None if whole is None else _stayed(whole))
+    found = _numbers_of(entry)
+    if found is not None and found.ndim == 1 and np.array_equal(np.sort(found), np.arange(found.size)):
+        matrix = np.zeros((found.size, found.size))
+        matrix[found.astype(int), np.arange(found.size)] = 1.0
+        found = matrix
+    if found is None or found.ndim != 2:
+        return None
+    rows, columns = found.shape
+    return _Map(_binned(found, -(-max(found.shape) // _SHOWN_UNITS)), (rows, columns), _stayed(found))
+
+
+def _numbers_of(entry: object) -> np.ndarray[Any, Any] | None:
     try:
         found = np.asarray(entry, dtype=np.float64)
     except (TypeError, ValueError):
         return None
-    if found.ndim == 1 and found.size and np.array_equal(np.sort(found), np.arange(found.size)):
-        matrix = np.zeros((found.size, found.size))
-        matrix[found.astype(int), np.arange(found.size)] = 1.0
-        return matrix
-    return found if found.ndim == 2 and found.size and bool(np.isfinite(found).all()) else None
+    return found if found.size and bool(np.isfinite(found).all()) and float(found.min()) >= 0 else None
 
 
-def _map(space: str, matrix: np.ndarray[Any, Any], title: str) -> Figure:
-    units, universe = matrix.shape
-    step = -(-max(matrix.shape) // _SHOWN_UNITS)
-    shown = _binned(matrix, step)
-    stayed = float(np.trace(matrix) / matrix.sum()) if units == universe and matrix.sum() else None
+def _stayed(matrix: np.ndarray[Any, Any]) -> float | None:
+    total = float(matrix.sum())
+    return float(np.trace(matrix)) / total if matrix.shape[0] == matrix.shape[1] and total else None
+
+
+def _map(space: str, coupling: _Map, title: str) -> Figure:
+    units, universe = coupling.units
+    step = coupling.step
     # Bytes as far as they reach: a permutation is whole numbers, and pictures of shares need no more.
-    top = float(shown.max()) or 1.0
-    values = np.round(shown / top * 255).astype(np.uint8)
+    top = float(coupling.values.max()) or 1.0
+    values = np.round(coupling.values / top * 255).astype(np.uint8)
     trace = {
         "type": "heatmap",
         "z": _packed(values),
@@ -213,15 +247,15 @@ def _map(space: str, matrix: np.ndarray[Any, Any], title: str) -> Figure:
         "dy": step,
         "hovertemplate": "unit %{y} to %{x}<extra></extra>",
     }
-    drawing_alt = f"Coupling of space {space}: {units} units onto {universe}"
-    drawing_alt += "" if stayed is None else f"; {stayed:.1%} stay at their number"
+    stayed = coupling.stayed
     caption = f"{units} \u00d7 {universe} units" + ("" if stayed is None else f", {1 - stayed:.0%} moved")
     caption += f"; each square sums {step} \u00d7 {step}" if step > 1 else ""
     return Figure(
-        name="couplings-" + _slug(title, space),
+        name="couplings-" + slug(f"{title}-{space}"),
         title=space,
         caption=caption,
-        alt=f"{drawing_alt}.",
+        alt=f"Coupling of space {space}: {units} units onto {universe}"
+        + ("." if stayed is None else f"; {stayed:.1%} stay at their number."),
         traces=(trace,),
         layout={
             "xaxis": {"showgrid": False, "constrain": "domain", "zeroline": False, "nticks": 4},
@@ -243,12 +277,6 @@ def _packed(values: np.ndarray[Any, Any]) -> dict[str, str]:
     """Write bytes as Plotly reads them: a sixth of what numbers would take."""
     shape = ", ".join(map(str, values.shape))
     return {"dtype": "u1", "bdata": base64.b64encode(values.tobytes()).decode(), "shape": shape}
-
-
-def _slug(*texts: str) -> str:
-    from weldnet.report._plot import slug
-
-    return slug("-".join(filter(None, texts)))
 
 
 def _binned(matrix: np.ndarray[Any, Any], step: int) -> np.ndarray[Any, Any]:

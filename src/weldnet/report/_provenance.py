@@ -13,7 +13,7 @@ from weldnet.report._page import Facts, Section
 __all__ = ["provenance", "section", "settings"]
 
 #: What of a run's ``extra`` is shown elsewhere on the page.
-_ELSEWHERE = ("title", "notes", "warning", "command")
+_ELSEWHERE = ("title", "notes", "about", "warning", "command")
 _LABELS = {"weldnet": "weldnet", "commit": "commit", "torch": "PyTorch", "python": "Python", "gpu": "GPU"}
 _MOST_SEEDS = 24
 
@@ -47,8 +47,10 @@ def _commands(records: Iterable[Record]) -> list[str]:
 
 def _seeds(records: Iterable[Record]) -> list[Any]:
     """Return the seeds: those of records and those that name their cells."""
-    found = {s for r in records for s in (r.seed, r.cell.get("seed")) if isinstance(s, int) and not isinstance(s, bool)}
-    return sorted(found)
+    given = [
+        r.extra["seeds"] if isinstance(r.extra.get("seeds"), list) else (r.seed, r.cell.get("seed")) for r in records
+    ]
+    return sorted({seed for seeds in given for seed in seeds if isinstance(seed, int) and not isinstance(seed, bool)})
 
 
 def section(found: Mapping[str, Any]) -> Section:

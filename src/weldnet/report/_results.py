@@ -10,9 +10,11 @@ from weldnet.report._page import Block, Cell, Column, Row, Section, Stats, Table
 from weldnet.report._summary import (
     Key,
     Summary,
+    condition_order,
     condition_text,
     groups_of,
     label,
+    method_order,
     setting_text,
 )
 
@@ -131,7 +133,7 @@ def compared(summaries: Sequence[Summary]) -> list[Section]:
 def _comparison(setting: Key, group: Sequence[Summary], shown: Metric) -> Table:
     group = [summary for summary in group if shown.key in summary.values or summary.failed]
     origin = _origins(group)
-    conditions = sorted({summary.condition for summary in group}, key=_condition_order)
+    conditions = sorted({summary.condition for summary in group}, key=condition_order)
     origins = list(dict.fromkeys(["", *(origin(summary) for summary in group)]))
     at = {(summary.row, summary.condition, origin(summary)): summary for summary in group}
     slots = [(c, o) for c in conditions for o in origins if any((row, c, o) in at for row, _, _ in at)]
@@ -140,7 +142,7 @@ def _comparison(setting: Key, group: Sequence[Summary], shown: Metric) -> Table:
     winners = {slot: _winner([s for s in group if (s.condition, origin(s)) == slot], shown) for slot in slots}
     counts = {_count(summary, shown) for summary in group if not summary.published} - {0}
     body: list[Row] = []
-    for row in dict.fromkeys(summary.row for summary in group):
+    for row in dict.fromkeys(summary.row for summary in sorted(group, key=method_order)):
         cells = [Cell(text=label(row), key=str(dict(row).get("method", "")))]
         for slot in slots:
             found, best = at.get((row, *slot)), winners[slot] == row
@@ -155,8 +157,19 @@ def _comparison(setting: Key, group: Sequence[Summary], shown: Metric) -> Table:
         caption=_counts_text(counts),
         columns=tuple(columns),
         rows=tuple(body),
-        notes=tuple((_sign(index), source) for index, source in enumerate(sources)),
+        notes=(*((_sign(index), source) for index, source in enumerate(sources)), *_remarks(group)),
     )
+
+
+def _remarks(group: Sequence[Summary]) -> list[tuple[str, str]]:
+    """Return what records say about published numbers, beside their source."""
+    found = [
+        f"{label(summary.row)}: {record.extra['note']}"
+        for summary in group
+        for record in summary.records
+        if summary.published and record.extra.get("note")
+    ]
+    return [("", text) for text in dict.fromkeys(found)]
 
 
 def _origins(group: Sequence[Summary]) -> Callable[[Summary], str]:
@@ -164,16 +177,6 @@ def _origins(group: Sequence[Summary]) -> Callable[[Summary], str]:
     published = [summary for summary in group if summary.published]
     clash = len(published) > len({(summary.row, summary.condition) for summary in published})
     return lambda summary: "" if not summary.published else (f"published: {summary.source}" if clash else "published")
-
-
-def _condition_order(condition: Key) -> tuple[bool, float, float, str]:
-    words = dict(condition)
-    stage = str(words.get("stage", ""))
-    return stage != "one-shot", _as_number(words.get("networks")), _as_number(words.get("size")), stage
-
-
-def _as_number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _winner(group: Sequence[Summary], shown: Metric) -> Key | None:
@@ -241,7 +244,7 @@ def measured(summaries: Sequence[Summary]) -> list[Section]:
 
 
 def _everything(setting: Key, group: Sequence[Summary]) -> Table:
-    group = sorted((s for s in group if s.values), key=lambda s: _condition_order(s.condition))
+    group = [summary for summary in group if summary.values]
     metrics = [metric(key) for key in by_order(key for summary in group for key in summary.values)]
     conditions = len({summary.condition for summary in group}) > 1
     repeats = sorted({summary.repeats for summary in group})

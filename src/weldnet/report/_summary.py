@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, final
@@ -14,13 +15,16 @@ __all__ = [
     "REFERENCES",
     "REPEATS",
     "SETTING",
+    "SYNTHETIC",
     "Cell",
     "Key",
     "Summary",
+    "condition_order",
     "condition_text",
     "groups_of",
     "label",
     "method_of",
+    "method_order",
     "method_text",
     "normal",
     "setting_text",
@@ -37,6 +41,8 @@ CONDITION = ("networks", "size", "stage")
 """The words that say what was to be done with them."""
 REPEATS = ("group", "seed")
 """The words over which means are taken."""
+SYNTHETIC = " (synthetic data)"
+"""How the name of a dataset ends whose rows are not its own."""
 REFERENCES = ("individual", "best parent", "ensemble")
 """What fused networks are compared with; it does not compete."""
 
@@ -58,6 +64,7 @@ _METHODS = {
     "fedprox": "FedProx",
     "fedma": "FedMA",
     "moon": "MOON",
+    "fold": "Folded",
 }
 _DATASETS = {
     "mnist": "MNIST",
@@ -132,9 +139,12 @@ Cell = Mapping[str, Scalar]
 def normal(cell: Cell) -> dict[str, Scalar]:
     """Return a cell without what goes without saying, and without what counts repeats; in one order of words.
 
+    The options of a method, as in ``gamf sigma=4.0``, become words of their own.
+
     >>> normal({"seed": 1, "repair": "none", "method": "gamf", "size": 1.0})
     {'method': 'gamf', 'stage': 'one-shot'}
     """
+    cell = {**cell, **_options(cell.get("method"))}
     known = (*SETTING, "networks", "network", "method", "repair", "size", "stage")
     found = {word: entry for word, entry in cell.items() if entry not in (None, "") and word not in REPEATS}
     if found.get("repair") == "none":
@@ -145,6 +155,24 @@ def normal(cell: Cell) -> dict[str, Scalar]:
         found.setdefault("stage", "one-shot")
     words = [*(word for word in known if word in found), *(word for word in found if word not in known)]
     return {word: found[word] for word in words}
+
+
+def _options(method: Scalar) -> dict[str, Scalar]:
+    """Take the options out of a method's name.
+
+    >>> _options("gamf sigma=4.0 affinity='edge'")
+    {'method': 'gamf', 'sigma': 4.0, 'affinity': 'edge'}
+    """
+    name, _, rest = str(method or "").partition(" ")
+    found = re.findall(r"(\w+)=(.+?)(?=\s+\w+=|$)", rest)
+    return {"method": name, **{word: _value(text) for word, text in found}} if found else {}
+
+
+def _value(text: str) -> Scalar:
+    try:
+        return float(text)
+    except ValueError:
+        return text.strip("'\"")
 
 
 def summarise(records: Iterable[Record]) -> list[Summary]:
@@ -158,7 +186,8 @@ def summarise(records: Iterable[Record]) -> list[Summary]:
         key = (published, record.source if published else "", tuple(normal(record.cell).items()))
         groups.setdefault(key, []).append(record)
     found = [_summary(published, source, dict(key), group) for (published, source, key), group in groups.items()]
-    return sorted(found, key=_order)
+    settings = list(dict.fromkeys(summary.setting for summary in found))
+    return sorted(found, key=lambda s: (settings.index(s.setting), condition_order(s.condition), method_order(s)))
 
 
 def _summary(published: bool, source: str, cell: Cell, group: Sequence[Record]) -> Summary:
@@ -182,11 +211,21 @@ def _number(record: Record, name: str) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _order(summary: Summary) -> tuple[int, str]:
-    """Parents, their ensemble and the naive average first; methods in the order of the table of names."""
+def method_order(summary: Summary) -> int:
+    """Put parents, their ensemble and the naive average first, methods in the order of the table of names."""
     names = list(_METHODS)
-    place = names.index(summary.method) if summary.method in names else len(names)
-    return place, ""
+    return names.index(summary.method) if summary.method in names else len(names)
+
+
+def condition_order(condition: Key) -> tuple[bool, float, float, str]:
+    """Put one-shot before what was trained on, few networks before many."""
+    words = dict(condition)
+    stage = str(words.get("stage", ""))
+    return stage != "one-shot", _as_number(words.get("networks")), _as_number(words.get("size")), stage
+
+
+def _as_number(value: Scalar) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def method_of(cell: Cell) -> str:
@@ -232,7 +271,12 @@ def setting_text(setting: Key) -> str:
     """
     words = dict(setting)
     dataset, partition = str(words.get("dataset", "")), str(words.get("partition", ""))
-    parts = [_DATASETS.get(dataset, dataset), str(words.get("architecture", "")), _PARTITIONS.get(partition, partition)]
+    base, synthetic, _ = dataset.partition(SYNTHETIC)
+    parts = [
+        _DATASETS.get(base, base) + synthetic,
+        str(words.get("architecture", "")),
+        _PARTITIONS.get(partition, partition),
+    ]
     return ", ".join(part for part in parts if part)
 
 
