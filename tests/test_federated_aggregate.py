@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from weldnet.alignment import METHODS, OptimalTransport
-from weldnet.errors import UsageError
+from weldnet.checkpoints import save
+from weldnet.errors import CheckpointError, UsageError
 from weldnet.federated import (
     Blueprint,
     ClientUpdate,
@@ -20,6 +22,7 @@ from weldnet.federated import (
     FedExP,
     FedMA,
     Matched,
+    StateFile,
     aggregate,
     make_optimiser,
     make_rule,
@@ -151,6 +154,37 @@ def test_bad_updates_are_dropped_and_named(blueprint: Blueprint) -> None:
     assert "0 samples" in reasons["nothing"]
     assert "2 different updates" in reasons["twin"]
     assert equal(found.state, good)
+
+
+def test_states_may_stay_on_disk_and_one_is_in_memory_at_a_time(blueprint: Blueprint, tmp_path: Path) -> None:
+    sent, read = [update(f"c{k}", state(k)) for k in range(1, 4)], []
+
+    class Watched(dict[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            read.append((self.client, name))  # type: ignore[attr-defined]
+            return super().__getitem__(name)
+
+    lazy, watched = [], []
+    for one in sent:
+        save(one.state, tmp_path / f"{one.client}.safetensors")
+        lazy.append(dataclasses.replace(one, state=StateFile(tmp_path / f"{one.client}.safetensors")))
+        mapping = Watched(one.state)
+        mapping.client = one.client  # type: ignore[attr-defined]
+        watched.append(dataclasses.replace(one, state=mapping))
+    results = [aggregate(u, state(0), 1, rule="gamf", blueprint=blueprint).state for u in (sent, lazy, watched)]
+    assert equal(results[0], results[1])
+    assert equal(results[0], results[2])
+    assert [client for client, _ in read] == [f"c{k}" for k in range(1, 4) for _ in state(0)]  # each once, in turn
+
+
+def test_a_file_that_is_gone_drops_its_client(blueprint: Blueprint, tmp_path: Path) -> None:
+    save(state(1), tmp_path / "a.safetensors")
+    lazy = update("a", StateFile(tmp_path / "a.safetensors"))
+    (tmp_path / "a.safetensors").unlink()
+    found = aggregate([lazy, update("b", state(2))], state(0), 1, rule="fedavg", blueprint=blueprint)
+    assert [entry.client for entry in found.dropped] == ["a"]
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        StateFile(tmp_path / "a.safetensors")
 
 
 def test_a_repeated_update_counts_once(blueprint: Blueprint) -> None:

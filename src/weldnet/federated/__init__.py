@@ -26,6 +26,7 @@ from weldnet.federated._server import (
     Step,
     make_optimiser,
 )
+from weldnet.federated._state_file import StateFile
 from weldnet.federated._update import ClientUpdate, Dropped
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "Server",
     "ServerOptimiser",
     "Setting",
+    "StateFile",
     "Step",
     "Task",
     "Worked",

@@ -44,6 +44,12 @@ class PartitionConfig(BaseModel):
     shards: Count = 2
     smallest: Annotated[int, Field(ge=1)] = 10
 
+    @property
+    def label(self) -> str:
+        """The word for records: the scheme and its number, such as ``dirichlet 0.5``."""
+        numbers = {"dirichlet": f" {self.alpha:g}", "skew": f" {self.share:g}", "shards": f" {self.shards}"}
+        return self.scheme + numbers.get(self.scheme, "")
+
 
 class LocalConfig(BaseModel):
     """How a client trains in one round; see :class:`weldnet.training.Recipe`."""
@@ -92,6 +98,7 @@ class FederatedConfig(BaseModel):
         evaluate_every: rounds between two evaluations of the global model; the last round is always evaluated.
         seed: of everything random.
         threads: of PyTorch, in clients and on the server; results are bit-equal only for equal numbers.
+        device: where clients train, and the server aligns and evaluates.
     """
 
     model_config = _STRICT
@@ -118,6 +125,7 @@ class FederatedConfig(BaseModel):
     evaluate_every: Count = 1
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Count = 1
+    device: str = "cpu"
 
     @field_validator("algorithm")
     @classmethod
@@ -187,7 +195,7 @@ class FederatedConfig(BaseModel):
 
     def key(self) -> str:
         """Return a hash of everything that decides the rounds; how many there are, and are evaluated, does not."""
-        said = self.model_dump(exclude={"rounds", "evaluate_every"})
+        said = self.model_dump(exclude={"rounds", "evaluate_every"}, exclude_defaults=True)
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

@@ -171,6 +171,7 @@ class Federation:
             began=began,
             client_state=client_state or {},
             frozen=order.frozen,
+            device=config.device,
         )
         with fixed_threads(config.threads):
             result = train_locally(algorithm, task)
@@ -192,6 +193,7 @@ class Federation:
             reference=order.state,
             blueprint=self.blueprint,
             seed=derive_seed(self.config.seed, "align", order.client, order.round),
+            device=torch.device(self.config.device),
             data=data.images if rule.chosen.needs_data else None,
         )
         update = ClientUpdate(client=order.client, state=state, examples=len(data))

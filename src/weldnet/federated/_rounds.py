@@ -69,6 +69,7 @@ class Server:
         self.round = 0
         self.state: Mapping[str, Tensor] = federation.initial()
         self._course = make_course(federation)
+        self._where = where()
         self._begin()
         if (self.out / CHECKPOINT).exists():
             if not resume:
@@ -136,7 +137,7 @@ class Server:
         if self.round % self.config.evaluate_every and self.round != self.config.rounds:
             return {}
         model = self.federation.blueprint.module(self.state)
-        return evaluate(model, self.federation.test_data).scores
+        return evaluate(model, self.federation.test_data, device=self.config.device).scores
 
     # -- records ----------------------------------------------------------------------------------
 
@@ -144,7 +145,7 @@ class Server:
         config = self.config
         return {
             "dataset": config.dataset,
-            "partition": _partition(config),
+            "partition": config.partition.label,
             "architecture": config.model,
             "clients": config.clients,
             "rule": config.make_rule().name,
@@ -165,7 +166,7 @@ class Server:
             cell=self._cell(),
             extra={"title": "Federated learning", "config": self.config.model_dump()},
             seed=self.config.seed,
-            where=where(),
+            where=self._where,
         )
 
     def _record(self, found: Aggregated, updates: Sequence[ClientUpdate], scores: Mapping[str, float]) -> Record:
@@ -197,7 +198,7 @@ class Server:
             values=values,
             extra=extra,
             seed=self.config.seed,
-            where=where(),
+            where=self._where,
         )
 
     # -- state ------------------------------------------------------------------------------------
@@ -274,12 +275,6 @@ def simulate(
 
 def _bytes(state: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-
-
-def _partition(config: FederatedConfig) -> str:
-    part = config.partition
-    number = {"dirichlet": f" {part.alpha:g}", "skew": f" {part.share:g}", "shards": f" {part.shards}", "iid": ""}
-    return part.scheme + number[part.scheme]
 
 
 def _over_clients(updates: Sequence[ClientUpdate]) -> dict[str, float]:

@@ -74,6 +74,7 @@ class Whole:
             seed=derive_seed(config.seed, "server"),
             data=federation.server_data,
             repair=config.repair,
+            device=config.device,
         )
         self.tensors = found.optimiser_state
         return found
