@@ -30,6 +30,7 @@ from weldnet.cli._fuse import fuse
 from weldnet.cli._inspect import inspect
 from weldnet.cli._plane import plane
 from weldnet.cli._report import report
+from weldnet.cli._reproduce import reproduce
 from weldnet.cli._train import train
 from weldnet.errors import UsageError, WeldnetError, WeldnetWarning
 
@@ -37,7 +38,10 @@ __all__ = ["app", "main"]
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 _DEBUG = "--debug"
-_COMMANDS = (demo, fuse, compare, fold, inspect, check, evaluate, barrier, plane, train, finetune, federate, report)
+_COMMANDS = (
+    *(demo, fuse, compare, fold, inspect, check, evaluate, barrier, plane),
+    *(train, finetune, federate, reproduce, report),
+)
 
 
 class _Interrupted(BaseException):

@@ -6,22 +6,42 @@ Pictures are read into memory. The extra `weldnet[data]` is needed, and imported
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from weldnet.data._decode import read_hub, read_parquet
+from weldnet.data._decode import Pixels, read_hub, read_parquet
+from weldnet.data._identity import Identity, identity_of
 from weldnet.data._partition import SCHEMES, Scheme, partition
 from weldnet.data._sources import KNOWN, SPLIT_NAMES, find_files, find_folder, hub_name, statistics
 from weldnet.data._split import Split, spaced_rows
 from weldnet.errors import DataError, UsageError
 
-__all__ = ["NAMES", "SCHEMES", "Scheme", "Split", "load", "normalisation", "partition"]
+__all__ = [
+    "KNOWN_SIZES",
+    "NAMES",
+    "SCHEMES",
+    "Identity",
+    "Scheme",
+    "Split",
+    "hub_name",
+    "identify",
+    "load",
+    "normalisation",
+    "partition",
+]
 
 NAMES: tuple[str, ...] = ("digits", *KNOWN)
 """The datasets that have a short name."""
+
+KNOWN_SIZES: Mapping[str, tuple[int, tuple[int, ...], int]] = {
+    "digits": (1437, (1, 8, 8), 10),
+    **{name: (known.rows[0], known.shape, known.classes) for name, known in KNOWN.items()},
+}
+"""Of each of these its training rows, the shape of an image (C, H, W), and the number of classes."""
 
 _DIGITS_MEAN, _DIGITS_STD = 0.3053, 0.3761
 
@@ -62,6 +82,32 @@ def load(
         raise DataError(message) from error
 
 
+def identify(source: str | os.PathLike[str], *, split: Literal["train", "test"] = "test") -> Identity:
+    """Say which rows a split has, without normalising them: what tells networks of other data apart.
+
+    Args:
+        source: as for :func:`load`.
+        split: which split.
+
+    Raises:
+        DataError, UsageError: as :func:`load`.
+
+    >>> identify("digits").rows, identify("digits").shape, identify("digits").synthetic
+    (360, (1, 8, 8), '')
+    """
+    if split not in SPLIT_NAMES:
+        raise UsageError(f"split {split!r} is unknown; choose 'train' or 'test'")
+    if source == "digits":
+        found = load("digits", split=split)
+        return identity_of("digits", split, found.images.permute(0, 2, 3, 1).numpy(), found.labels.numpy(), 10)
+    name = os.fspath(source)
+    try:
+        pixels = _pixels(name, split)
+    except ImportError as error:
+        raise DataError(f"loading {name} needs the package {error.name}; pip install 'weldnet[data]'") from error
+    return identity_of(name, split, pixels.images, pixels.labels, len(pixels.classes))
+
+
 def normalisation(images: Split) -> str:
     """Say how `load` made the images of a split from pixels.
 
@@ -88,22 +134,25 @@ def _digits(split: str, limit: int | None) -> Split:
 
 
 def _pictures(source: str, split: str, limit: int | None) -> Split:
-    folder, looked = find_folder(source) if source in KNOWN else (Path(source).expanduser(), [])
-    hub = hub_name(source)
-    if folder is not None and folder.is_dir():
-        pixels = read_parquet(find_files(folder, split), source)
-    elif hub is not None:
-        places = " or ".join(str(place) for place in looked or [Path(source).absolute()])
-        why = f"dataset {source!r} is not in {places} (set WELDNET_DATA to the folder that holds datasets)"
-        pixels = read_hub(hub, SPLIT_NAMES[split], why)
-    else:
-        raise DataError(
-            f"{source} is not a folder or a known dataset; give a folder with {split}.parquet, "
-            f"a hub name org/name, or one of {', '.join(NAMES)}"
-        )
+    pixels = _pixels(source, split)
     rows = spaced_rows(len(pixels.labels), limit)
     images = torch.from_numpy(pixels.images)[rows].permute(0, 3, 1, 2)
     return Split(_normalise(images, source), torch.from_numpy(pixels.labels)[rows], pixels.classes, source)
+
+
+def _pixels(source: str, split: str) -> Pixels:
+    folder, looked = find_folder(source) if source in KNOWN else (Path(source).expanduser(), [])
+    hub = hub_name(source)
+    if folder is not None and folder.is_dir():
+        return read_parquet(find_files(folder, split), source)
+    if hub is not None:
+        places = " or ".join(str(place) for place in looked or [Path(source).absolute()])
+        why = f"dataset {source!r} is not in {places} (set WELDNET_DATA to the folder that holds datasets)"
+        return read_hub(hub, SPLIT_NAMES[split], why)
+    raise DataError(
+        f"{source} is not a folder or a known dataset; give a folder with {split}.parquet, "
+        f"a hub name org/name, or one of {', '.join(NAMES)}"
+    )
 
 
 def _normalise(images: Tensor, source: str) -> Tensor:

@@ -16,18 +16,47 @@ SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "val
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """A dataset with a short name: its home on the hub and, per channel, its pixel statistics (of 0..1)."""
+    """A dataset with a short name: its home on the hub, its pixel statistics (of 0..1) per channel, its size.
+
+    ``rows`` are those of our two splits, ``shape`` is that of an image (C, H, W).
+    """
 
     hub: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    rows: tuple[int, int]
+    shape: tuple[int, int, int]
+    classes: int
 
 
 KNOWN = {
-    "mnist": Known(hub="ylecun/mnist", mean=(0.1307,), std=(0.3081,)),
-    "cifar10": Known(hub="uoft-cs/cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
-    "cifar100": Known(hub="uoft-cs/cifar100", mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
-    "tiny-imagenet": Known(hub="zh-plus/tiny-imagenet", mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821)),
+    "mnist": Known(
+        hub="ylecun/mnist", mean=(0.1307,), std=(0.3081,), rows=(60_000, 10_000), shape=(1, 28, 28), classes=10
+    ),
+    "cifar10": Known(
+        hub="uoft-cs/cifar10",
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        rows=(50_000, 10_000),
+        shape=(3, 32, 32),
+        classes=10,
+    ),
+    "cifar100": Known(
+        hub="uoft-cs/cifar100",
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        rows=(50_000, 10_000),
+        shape=(3, 32, 32),
+        classes=100,
+    ),
+    "tiny-imagenet": Known(
+        hub="zh-plus/tiny-imagenet",
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2770, 0.2691, 0.2821),
+        rows=(100_000, 10_000),
+        shape=(3, 64, 64),
+        classes=200,
+    ),
 }
 
 

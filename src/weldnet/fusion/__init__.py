@@ -1,4 +1,8 @@
-"""Fusion: align, transport, average, repair; one call and an honest report."""
+"""Fusion: align, transport, average, repair; one call and an honest report.
+
+`fuse` and `compare` are made of steps that studies use one by one: `prepare`, `align_parents`, `average_at`,
+`leave_parents`, and `measured`, which says what a step takes.
+"""
 
 from weldnet.fusion._auto import Auto
 from weldnet.fusion._average import average, normalise_weights
@@ -8,6 +12,7 @@ from weldnet.fusion._calibrate import Calibrate
 from weldnet.fusion._chain import Chain
 from weldnet.fusion._compare import compare
 from weldnet.fusion._comparison import Combination, Comparison, Reference
+from weldnet.fusion._effort import Counted, Effort, counted_inputs, measured, one_reason
 from weldnet.fusion._fold import fold
 from weldnet.fusion._fuse import fuse
 from weldnet.fusion._fusion import Fusion
@@ -17,20 +22,37 @@ from weldnet.fusion._repair import REPAIRS, make_repair
 from weldnet.fusion._report import Report, Row, score_text
 from weldnet.fusion._rescale import Rescale
 from weldnet.fusion._room import find_room
+from weldnet.fusion._size import Sized, average_at
+from weldnet.fusion._steps import (
+    Aligned,
+    Clock,
+    Prepared,
+    align_parents,
+    average_parents,
+    leave_parents,
+    naive_average,
+    prepare,
+)
 from weldnet.fusion._synthetic import Synthetic
+from weldnet.fusion._variances import variances
 from weldnet.fusion._weights import WeightNorms
 
 __all__ = [
     "REPAIRS",
+    "Aligned",
     "Auto",
     "Averaged",
     "BatchNormReset",
     "Calibrate",
     "Chain",
+    "Clock",
     "Combination",
     "Comparison",
+    "Counted",
+    "Effort",
     "Fusion",
     "NoRepair",
+    "Prepared",
     "Reference",
     "Refit",
     "Repair",
@@ -38,14 +60,25 @@ __all__ = [
     "Report",
     "Rescale",
     "Row",
+    "Sized",
     "Synthetic",
     "WeightNorms",
+    "align_parents",
     "average",
+    "average_at",
+    "average_parents",
     "compare",
+    "counted_inputs",
     "find_room",
     "fold",
     "fuse",
+    "leave_parents",
     "make_repair",
+    "measured",
+    "naive_average",
     "normalise_weights",
+    "one_reason",
+    "prepare",
     "score_text",
+    "variances",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,17 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from weldnet._arrays import find_device
 from weldnet.activations import Inputs, unlabelled_batches
 from weldnet.alignment import METHODS, AlignmentMethod, describe, resolve
 from weldnet.checkpoints import load_into
-from weldnet.errors import UsageError, WeldnetError
+from weldnet.errors import UsageError
 from weldnet.evaluation import Labelled, Metrics, barrier, evaluate, evaluate_together
 from weldnet.fusion._comparison import Combination, Comparison, Reference
+from weldnet.fusion._effort import Effort, counted_inputs, measured, one_reason
 from weldnet.fusion._judging import Judge, make_judge
-from weldnet.fusion._memory import MEMORY_NOTE, watch_memory
+from weldnet.fusion._memory import MEMORY_NOTE
 from weldnet.fusion._repair import Repair, make_repair
 from weldnet.fusion._steps import Aligned, Clock, Prepared, align_parents, average_parents, prepare
 
@@ -111,15 +110,6 @@ def _notes(judge: Any, points: int, inputs: Tensor | None) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class _Effort:
-    """What a step took."""
-
-    seconds: float
-    memory: int | None
-    samples: int
-
-
-@dataclass(frozen=True)
 class _Bench:
     """What all combinations have in common."""
 
@@ -148,35 +138,35 @@ class _Bench:
         """Align once, and repair in every way."""
         name = method if isinstance(method, str) else _name(method)
         self.tick(f"{name}: align")
-        seen = _counted(self.inputs)
+        seen = counted_inputs(self.inputs)
         try:
             states = self.prepared.parents.states.values()
             chosen, _ = resolve(method, has_data=seen is not None, states=states)
             name = describe(chosen) if method != "auto" else f"auto: {describe(chosen)}"
-            with _measured(seen) as effort:
+            with measured(seen) as effort:
                 aligned = align_parents(self.prepared, chosen, Clock(False), data=seen, device=self.device)
             height = self.barrier(aligned)
         except Exception as error:
-            reason = _reason(error)
+            reason = one_reason(error)
             for _ in repairs:
                 self.tick(f"{name}: failed")
             return [Combination(method=name, repair=_name(repair), error=reason) for repair in repairs]
         return [self.row(name, aligned, effort[0], height, repair) for repair in repairs]
 
     def row(
-        self, name: str, aligned: Aligned, align: _Effort, height: float | None, repair: str | Repair
+        self, name: str, aligned: Aligned, align: Effort, height: float | None, repair: str | Repair
     ) -> Combination:
         """Average, repair and score one combination."""
         label = _name(repair)
         self.tick(f"{name}: {label}")
-        seen = _counted(self.inputs)
+        seen = counted_inputs(self.inputs)
         try:
-            with _measured(seen) as effort:
+            with measured(seen) as effort:
                 averaged = average_parents(self.prepared, aligned)
                 repaired = make_repair(repair, averaged.model)(averaged, seen)
             scores = self.score(repaired.model)
         except Exception as error:
-            return Combination(method=name, repair=label, error=_reason(error))
+            return Combination(method=name, repair=label, error=one_reason(error))
         known = [m for m in (align.memory, effort[0].memory) if m is not None]
         return Combination(
             method=name,
@@ -215,45 +205,10 @@ class _Bench:
         return max(heights)
 
 
-class _Counted(Dataset[Tensor]):
-    """Unlabelled inputs that remember which of them were read."""
-
-    def __init__(self, inputs: Tensor) -> None:
-        self.inputs = inputs
-        self.read: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> Tensor:
-        self.read.add(index)
-        return self.inputs[index]
-
-
-def _counted(inputs: Tensor | None) -> _Counted | None:
-    return None if inputs is None else _Counted(inputs)
-
-
-@contextmanager
-def _measured(seen: _Counted | None) -> Iterator[list[_Effort]]:
-    """Yield a list that holds the effort once the block ended."""
-    found: list[_Effort] = []
-    with watch_memory() as peak:
-        start = time.perf_counter()
-        yield found
-        seconds = time.perf_counter() - start
-    found.append(_Effort(seconds, peak.bytes, 0 if seen is None else len(seen.read)))
-
-
 def _name(thing: object) -> str:
     if isinstance(thing, str):
         return thing
     return describe(thing) if isinstance(thing, AlignmentMethod) else repr(thing)
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, WeldnetError) else f"{type(error).__name__}: {text}"
 
 
 @contextmanager

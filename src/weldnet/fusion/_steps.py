@@ -41,6 +41,7 @@ __all__ = [
     "align_parents",
     "average_parents",
     "grown_spaces",
+    "leave_parents",
     "naive_average",
     "prepare",
     "universe_size",
@@ -207,21 +208,26 @@ def universe_size(coupling: Coupling) -> int:
     return coupling.values.shape[1] if isinstance(coupling, Plan) else len(coupling)
 
 
-def naive_average(prepared: Prepared, averaged: Averaged) -> Averaged:
-    """Average the networks as they are; of other widths the first units, with zeros where there are not enough."""
+def leave_parents(prepared: Prepared) -> Aligned:
+    """Take the networks as they are; of other widths the first units, with zeros where there are not enough."""
     parents = prepared.parents
     still = Alignment(
         {name: truncation(prepared.structure_of(name), prepared.structure) for name in parents.states},
         repr(Identity()),
         {"converged": True},
     )
-    states = list(prepared.carried(still.couplings).values()) if prepared.structures else list(parents.states.values())
-    state = average(states, list(parents.shares.values()))
+    return Aligned(still, prepared.carried(still.couplings) if prepared.structures else parents.states, {})
+
+
+def naive_average(prepared: Prepared, averaged: Averaged) -> Averaged:
+    """Average the networks as :func:`leave_parents` has them."""
+    parents, left = prepared.parents, leave_parents(prepared)
+    state = average(list(left.states.values()), list(parents.shares.values()))
     return replace(
         averaged,
         model=_with_state(parents.first, state),
         structure=prepared.structure,
-        alignment=still,
+        alignment=left.alignment,
         structures=prepared.structures,
     )
 
