@@ -2,6 +2,7 @@
 
     python studies/train_networks.py                          # every set, in order
     python studies/train_networks.py mnist-mlp:0-3 --list     # some seeds of one set
+    python studies/train_networks.py mnist-mlp --adopt RUN/networks  # copy what is trained to the cache of a run
 
 Each network is `<out>/<set>/seed<k>.safetensors` with a JSON record beside it; those that exist are skipped,
 and an interrupted training is resumed. A seed decides the initial weights and the order of the data. Sets
@@ -11,24 +12,22 @@ whose name ends in `-val` are for choosing settings, so that the others stay unt
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import logging
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from weldnet import data, models
+from weldnet import data
+from weldnet.checkpoints import atomic_path, load, load_into, save
 from weldnet.data import Scheme
 from weldnet.evaluation import evaluate
-from weldnet.training import Recipe, initialise, train
+from weldnet.experiments import NetworkSpec, Trained, keep, obtain
+from weldnet.training import Recipe
 
 _log = logging.getLogger("train_networks")
 
@@ -142,7 +141,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(arguments.threads)
     jobs = [job for text in arguments.sets or SETS for job in parse_jobs(text)]
     for name, seed in jobs:
-        if arguments.list:
+        if arguments.adopt is not None:
+            adopt_network(name, seed, arguments.out, arguments.adopt)
+        elif arguments.list:
             print(arguments.out / name / f"seed{seed}.safetensors")
         else:
             train_network(name, seed, arguments.out)
@@ -159,57 +160,79 @@ def parse_jobs(text: str) -> list[tuple[str, int]]:
     return [(name, seed) for seed in range(int(first), int(last or first) + 1)]
 
 
+def spec_of(name: str, seed: int) -> NetworkSpec:
+    """Return what makes a network of a set."""
+    choice = SETS[name]
+    return NetworkSpec(
+        model=choice.model,
+        options=choice.options,
+        dataset=choice.dataset,
+        data=_identity(choice.dataset),
+        recipe=choice.recipe,
+        seed=seed,
+        scheme=choice.scheme,
+        parts=choice.parts if choice.scheme is not None else 1,
+        threads=torch.get_num_threads(),
+    )
+
+
 def train_network(name: str, seed: int, out: Path) -> None:
-    """Train one network of a set unless its file exists."""
+    """Train one network of a set unless its file exists; the state and a copy by hash are kept in ``<out>/cache``."""
     path = out / name / f"seed{seed}.safetensors"
     if path.exists():
         _log.info("%s exists", path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    choice = SETS[name]
-    recipe = replace(choice.recipe, seed=seed)
-    model = initialise(lambda: models.build(choice.model, **choice.options), seed)
-    state = path.with_suffix(".state")
-    training = data.load(choice.dataset, split="train")
-    if choice.scheme is not None:
-        parts = data.partition(training.labels, choice.parts, choice.scheme, seed=seed // choice.parts)
-        training = training.rows(parts[seed % choice.parts])
-    result = train(model, training, recipe, state_path=state, resume=True, progress=False)
-    metrics = evaluate(result.model, data.load(choice.dataset, split="test"))
+    spec = spec_of(name, seed)
+    trained = obtain(spec, out / "cache", say=_log.info)
     record = {
         "set": name,
         "seed": seed,
-        "note": choice.note,
-        "model": choice.model,
-        "options": choice.options,
-        "dataset": choice.dataset,
-        "scheme": choice.scheme,
-        "parts": choice.parts,
-        "rows": len(training),
-        "accuracy": metrics.accuracy,
-        "loss": metrics.loss,
-        "training_accuracy": result.history[-1].accuracy if result.history else None,
-        "recipe": asdict(recipe),
-        "seconds": round(result.seconds, 1),
-        "epoch_seconds": round(result.seconds / max(1, recipe.epochs), 2),
-        "threads": torch.get_num_threads(),
-        "commit": _commit(),
-        "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "note": SETS[name].note,
+        "model": spec.model,
+        "options": dict(spec.options),
+        "dataset": spec.dataset,
+        "scheme": spec.scheme,
+        "parts": spec.parts,
+        "rows": trained.rows,
+        "accuracy": trained.scores["accuracy"],
+        "loss": trained.scores["loss"],
+        "training_accuracy": trained.history[-1]["accuracy"] if trained.history else None,
+        "recipe": asdict(replace(spec.recipe, seed=seed)),
+        "seconds": round(trained.seconds, 1),
+        "epoch_seconds": round(trained.seconds / max(1, spec.recipe.epochs), 2),
+        "history": list(trained.history),
+        **trained.where,
     }
-    scratch = path.with_suffix(".tmp")
-    save_file({key: tensor.contiguous() for key, tensor in result.model.state_dict().items()}, scratch)
-    path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(scratch, path)
-    state.unlink(missing_ok=True)
-    _log.info("%s: accuracy %.4f, loss %.4f, %.0f s", path, metrics.accuracy, metrics.loss, result.seconds)
+    save(trained.model.state_dict(), path)
+    with atomic_path(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    _log.info("%s: accuracy %.4f, loss %.4f, %.0f s", path, record["accuracy"], record["loss"], trained.seconds)
 
 
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+def adopt_network(name: str, seed: int, out: Path, cache: Path) -> bool:
+    """Put a network that was trained earlier into the cache of a run, scored again; say whether it is there."""
+    path, spec = out / name / f"seed{seed}.safetensors", spec_of(name, seed)
+    if not path.exists() or (cache / f"{spec.key}.json").exists():
+        return path.exists()
+    record = json.loads(path.with_suffix(".json").read_text())
+    ours = {"model": spec.model, "options": spec.options, "dataset": spec.dataset, "scheme": spec.scheme}
+    ours |= {"parts": spec.parts, "recipe": asdict(replace(spec.recipe, seed=seed)), "threads": spec.threads}
+    for key, value in ours.items():
+        if json.loads(json.dumps(value)) != record[key]:
+            raise SystemExit(f"{path}: {key} is {record[key]!r} in its record and {value!r} in the set")
+    model = spec.build()
+    load_into(model, load(path), path.name)
+    scores = evaluate(model, data.load(spec.dataset, split="test")).scores
+    where = {key: record[key] for key in ("commit", "torch", "machine", "threads")}
+    history = tuple(record.get("history", ()))
+    keep(spec, cache, Trained(model.eval(), scores, history, record["seconds"], record["rows"], where))
+    _log.info("%s: kept as %s, accuracy %.4f", path, spec.key, scores["accuracy"])
+    return True
+
+
+@lru_cache(maxsize=8)
+def _identity(dataset: str) -> str:
+    return data.identify(dataset, split="train").sha256
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("sets", nargs="*", metavar="SET[:SEEDS]", help=f"default: all of {', '.join(SETS)}")
     parser.add_argument("--out", type=Path, default=Path("runs/nets"), help="folder of the networks")
     parser.add_argument("--threads", type=int, help="threads of one process; default: PyTorch's choice")
+    parser.add_argument("--adopt", type=Path, metavar="CACHE", help="copy what is trained to the cache of a run")
     parser.add_argument("--list", action="store_true", help="print the files that would be made, and stop")
     return parser
 

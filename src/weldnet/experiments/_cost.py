@@ -17,7 +17,7 @@ __all__ = ["Cost", "forward_cost"]
 
 #: Floating-point operations a second of one core, and seconds a sample besides: measured on one Xeon core with small
 #: networks of this package. Only ratios matter for anything but the printed estimates.
-_SPEED = 2.5e10
+_SPEED = 1.2e11
 _SAMPLE = 1.5e-5
 _BASE = 700 << 20
 
