@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import multiprocessing
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -16,10 +18,10 @@ import yaml
 
 from weldnet import data, experiments, records
 from weldnet.cli import main
-from weldnet.errors import ConfigError, RecordError, UsageError
+from weldnet.errors import ConfigError, RecordError, UsageError, WeldnetError
 from weldnet.experiments import Cell, Context, Local, NetworkSpec, Observer, Outcome, Study, Watch
 from weldnet.records import Records
-from weldnet.training import Recipe
+from weldnet.training import Recipe, train
 
 CONFIG: dict[str, Any] = {
     "table": "tiny",
@@ -428,7 +430,7 @@ def test_a_combination_that_fails_is_a_record_with_its_reason_and_is_tried_again
     assert experiments.run_study(study, tmp_path / "run", resume=True).worked == 1
 
 
-# -- data that is missing, small or not what its name says --------------------------------------------
+# -- a dataset that is not there -------------------------------------------------------------------
 
 
 def test_a_dataset_that_is_not_there_says_what_to_download_and_where_to_put_it(tmp_path, monkeypatch, capsys):
@@ -441,3 +443,212 @@ def test_a_dataset_that_is_not_there_says_what_to_download_and_where_to_put_it(t
     assert "https://huggingface.co/datasets/uoft-cs/cifar100" in said
     assert "$WELDNET_DATA/cifar100/" in said
     assert not (tmp_path / "run").exists()
+
+
+# -- what happens to a run ----------------------------------------------------------------------------
+
+
+def _killer(times: int) -> tuple[Watch, list[str]]:
+    """Kill the worker that finished an epoch, so many times."""
+    said: list[str] = []
+    left = [times]
+
+    def kill(cell: Cell, share: float) -> None:
+        if left[0]:
+            left[0] -= 1
+            for process in multiprocessing.active_children():
+                os.kill(process.pid or 0, signal.SIGKILL)
+
+    return Watch(lambda cell, text: said.append(text), kill), said
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_killed_worker_is_noticed_its_cell_tried_once_more_and_then_recorded(times, study, tmp_path):
+    (tmp_path / "networks").mkdir()
+    cell = experiments.plan(study, data=_identities())[0]
+    context = Context(study, tmp_path, tmp_path / "networks", _identities())
+    watch, said = _killer(times)
+    (outcome,) = Local(2).map([cell], context, watch)
+    assert len(said) == 1
+    assert "SIGKILL" in said[0]
+    assert "trying once more" in said[0]
+    if times == 1:  # it went on after the epoch that was done
+        assert outcome.error == ""
+        assert len(outcome.records[0].extra["history"]) == 3
+    else:
+        assert "SIGKILL" in outcome.error
+
+
+def test_a_run_that_is_killed_goes_on_to_the_records_of_an_unbroken_one(whole, config, tmp_path):
+    command = [sys.executable, "-c", "import sys; from weldnet.cli import main; sys.exit(main())", "reproduce", config]
+    command += ["--scale", "smoke", "-o", str(tmp_path / "run"), "--workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "run" / records.FILE).exists() or len(records.read(tmp_path / "run")) < 7:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = len(records.read(tmp_path / "run"))
+    assert before < len(records.read(whole))
+    done = experiments.run_study(experiments.resolve(config, "smoke"), tmp_path / "run", resume=True)
+    assert not done.failed
+    assert measured(records.read(tmp_path / "run")) == measured(records.read(whole))
+
+
+def test_an_interrupt_says_how_to_go_on(config, tmp_path, capsys, monkeypatch):
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("weldnet.experiments.Local.map", interrupted)
+    folder = tmp_path / "run"
+    assert main(["reproduce", config, "--scale", "smoke", "-o", str(folder)]) == 130
+    said = capsys.readouterr().err
+    assert str(folder) in said
+    assert "--resume" in said
+
+
+@pytest.mark.parametrize("limit", [2_000, 25_000])
+def test_a_full_disk_stops_the_run_with_one_line_and_leaves_it_whole(limit, whole, study, tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(WeldnetError) as caught:
+            experiments.run_study(study, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    if (tmp_path / "run" / records.FILE).exists():
+        assert records.read(tmp_path / "run").corrupt == 0
+    experiments.run_study(study, tmp_path / "run", resume=(tmp_path / "run" / "config.yaml").exists())
+    assert measured(records.read(tmp_path / "run")) == measured(records.read(whole))
+
+
+# -- data that is missing, small or not what its name says --------------------------------------------
+
+
+def write_pictures(folder: Path, column: str, size: int, labels: dict[str, int], splits: dict[str, int]) -> None:
+    """Write random pictures in the layout of the hub, every class once and again."""
+    from PIL import Image
+    from pyarrow import Table, parquet
+
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    for split, rows in splits.items():
+        encoded = []
+        for _ in range(rows):
+            stream = io.BytesIO()
+            Image.fromarray(random.integers(0, 256, (size, size, 3), np.uint8)).save(stream, "PNG")
+            encoded.append({"bytes": stream.getvalue(), "path": None})
+        columns = {name: [row % classes for row in range(rows)] for name, classes in labels.items()}
+        parquet.write_table(Table.from_pydict({column: encoded, **columns}), folder / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "layout"),
+    [
+        (
+            "cifar100-vgg11",
+            "cifar100",
+            ("img", 32, {"fine_label": 100, "coarse_label": 20}, {"train": 200, "test": 100}),
+        ),
+        ("tiny-imagenet", "tiny-imagenet", ("image", 64, {"label": 200}, {"train": 200, "valid": 200})),
+    ],
+)
+def test_tables_run_on_folders_in_the_hubs_layout_marked_as_synthetic(table, name, layout, tmp_path, monkeypatch):
+    monkeypatch.setenv("WELDNET_DATA", str(tmp_path))
+    monkeypatch.setenv("WELDNET_CACHE", str(tmp_path / "cache"))
+    write_pictures(tmp_path / name, *layout)
+    study = experiments.resolve(table, "smoke")
+    only = {"method": ["individual", "ensemble", "gamf"], "partition": ["homogeneous"], "architecture": ["vgg11"]}
+    done = experiments.run_study(study, tmp_path / "run", only=only)
+    assert not done.failed
+    found = records.read(tmp_path / "run")
+    assert "synthetic data" in found.of("run")[0].extra["title"]
+    assert any("synthetic data" in note for note in found.of("run")[0].extra["notes"])
+    measured_ones = found.of("network", "result", "curve", "couplings")
+    assert len(measured_ones) > 5
+    assert all(record.cell["dataset"] == f"{name} (synthetic data)" for record in measured_ones)
+    assert all(line.ours("accuracy") == "" for line in experiments.summarise(tmp_path / "run") if line.quoted)
+
+
+def test_the_datasets_own_rows_are_not_called_synthetic():
+    assert all(identity.synthetic == "" for identity in _identities().values())
+
+
+@pytest.mark.data
+def test_real_data_is_not_called_synthetic(data_root, monkeypatch):
+    monkeypatch.setenv("WELDNET_DATA", str(data_root))
+    for name in ("mnist", "cifar10"):
+        for split in ("train", "test"):
+            assert data.identify(name, split=split).synthetic == ""
+
+
+@pytest.mark.parametrize("name", experiments.table_names())
+def test_every_network_of_the_papers_size_takes_a_step_of_its_recipe(name):
+    """On a few random images and this processor: what a GPU would be given is not wrong in itself."""
+    study = experiments.resolve(name, "gpu")
+    cells = experiments.plan(study)
+    specs = {(c.work.spec.model, str(c.work.spec.options)): c.work.spec for c in cells if hasattr(c.work, "spec")}
+    _, shape, classes = data.KNOWN_SIZES[study.protocol.dataset]
+    generator = torch.Generator().manual_seed(0)
+    few = data.Split(
+        torch.randn(4, *shape, generator=generator), torch.tensor([0, 1, 2, classes - 1]), ("",) * classes, "few"
+    )
+    for made in specs.values():
+        before = made.build()
+        recipe = dataclasses.replace(made.recipe, epochs=1, batch_size=4)
+        found = train(before, few, recipe, progress=False)
+        assert np.isfinite(found.history[0].loss)
+        assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), found.model.parameters(), strict=True))
+
+
+# -- the command line -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mnst", "--scale", "cpu"], "unknown table 'mnst' (did you mean 'mnist'?)"),
+        (["mnist", "--scale", "cup"], "unknown scale 'cup' (did you mean 'cpu'?)"),
+        (["mnist"], "choose one with --scale"),
+        ([], "needs a TABLE"),
+        (["mnist", "--scale", "smoke", "--only", "method"], "is not KEY=VALUE"),
+        (["mnist", "--scale", "smoke", "--only", "mehtod=x", "--list"], "unknown word 'mehtod'"),
+        (["mnist", "--scale", "smoke", "--device", "tpu"], "'tpu' is unknown"),
+    ],
+)
+def test_wrong_usage_is_one_line(words, said, capsys):
+    assert main(["reproduce", *words]) == 2
+    found = capsys.readouterr()
+    assert said in found.err
+    assert found.err.count("\n") == 1
+    assert found.out == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_scale_for_a_gpu_is_refused_where_there_is_none(tmp_path, capsys):
+    assert main(["reproduce", "mnist", "--scale", "gpu", "-o", str(tmp_path / "run")]) == 2
+    assert "device 'cuda' cannot be used here" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_prints_ours_beside_the_papers(whole, config, capsys):
+    assert main(["reproduce", config, "--scale", "smoke", "-o", str(whole), "--resume", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["cells"], document["worked"], document["failed"]) == (10, 0, {})
+    (row,) = [r for r in document["rows"] if r["method"] == "individual" and r["partition"] == "skew"]
+    assert 0 < row["mean"]["accuracy"] < 1
+    assert main(["reproduce", config, "--scale", "smoke", "-o", str(whole), "--resume"]) == 0
+    assert "digits, skew, mlp, 2 networks" in capsys.readouterr().out
+
+
+def test_tables_and_cells_are_listed(capsys):
+    assert main(["reproduce", "mnist", "--list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["tables"]
+    assert [entry["scale"] for entry in listed] == ["smoke", "cpu", "gpu"]
+    assert listed[0]["core_seconds"] < listed[1]["core_seconds"] < listed[2]["core_seconds"]
+    assert main(["reproduce", "mnist", "--scale", "smoke", "--list", "--only", "method=gamf"]) == 0
+    out = capsys.readouterr().out
+    assert "group0/gamf" in out
+    assert "naive" not in out
