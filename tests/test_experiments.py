@@ -7,6 +7,10 @@ import io
 import json
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -310,7 +314,7 @@ def test_a_run_has_records_of_all_kinds_with_the_words_of_its_cells(whole, study
     assert len(networks) == 2
     assert all(len(record.extra["history"]) == 3 and record.values["accuracy"] > 0.1 for record in networks)
     wanted = {key for cell in experiments.plan(study, data=_identities()) for key in cell.keys}
-    assert wanted == {record.key for record in found.of("network", "result")}
+    assert wanted == {record.key for record in found.of("network", "result", "curve", "couplings")}
     (one,) = found.of("result", method="gamf", partition="homogeneous", repair="refit", stage="one-shot")
     assert set(one.values) >= {"accuracy", "loss", "calibration_error", "barrier", "seconds", "memory", "samples"}
     assert one.values["samples"] == 64

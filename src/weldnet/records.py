@@ -24,8 +24,8 @@ method, repair, stage, size, and for federated learning clients, rule, algorithm
 - ``dataset`` ends in `` (synthetic data)`` where the rows are not those of the dataset of that name; ``extra["notes"]``
   of the run says so too. Such records test the way and are no results.
 - Of a curve, ``extra["x"]`` is a list of numbers and ``extra["y"]`` holds lists of that length by name;
-  ``extra["about"]`` says what it shows: ``barrier`` has the position on the line from the first network to the last one
-  aligned to it as x, and loss and accuracy as y.
+  ``extra["about"]`` says what it shows: ``barrier`` has the position on the line from the first network to the one
+  aligned to it whose barrier is highest as x, and loss and accuracy as y.
 - Of couplings, ``extra["spaces"]`` holds by space ``units`` (the numbers of rows and columns before pooling) and
   ``matrix``, rows being units of the second network and columns those of the universe; large ones are pooled to blocks.
 """
@@ -150,12 +150,12 @@ def append(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
     text = "".join(record.to_json() + "\n" for record in records)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
+        # Unbuffered: what a buffer could not write would be tried again when the file is closed.
+        with path.open("a+b", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             torn = end > 0 and _last_byte(file, end) != b"\n"  # a process was killed in the middle of a line
             try:
-                file.write((("\n" if torn else "") + text).encode())
-                file.flush()
+                _write_all(file, (("\n" if torn else "") + text).encode())
                 os.fsync(file.fileno())
             except OSError:
                 os.truncate(path, end)
@@ -250,6 +250,12 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _write_all(file: Any, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _last_byte(file: Any, end: int) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from weldnet import records
+from weldnet._words import counted
 from weldnet.checkpoints import atomic_path
 from weldnet.errors import RecordError, UsageError
 from weldnet.experiments._cells import Cell, Context, Outcome, filtered, hashed, here
