@@ -103,6 +103,13 @@ def test_the_best_fused_network_is_bold_and_parents_do_not_compete():
     assert best == {("GAMF", 1), ("Weight matching", 2)}  # of accuracy the highest, of loss the lowest
 
 
+def test_equal_numbers_are_equally_good():
+    found = table(
+        made_of(*(result(name, loss=0.5) for name in ("gamf", "naive")), result("fold", loss=0.6)), "measurements"
+    )
+    assert {cells.cells[0].text for cells in found.rows if cells.cells[1].best} == {"GAMF", "Naive average"}
+
+
 def test_published_numbers_have_columns_of_their_own():
     ours = [result("gamf", group, accuracy=0.8 + group / 100) for group in range(3)]
     quoted = [published("gamf", 0.7), published("optimal_transport", 0.9)]
@@ -184,6 +191,21 @@ def test_differences_are_taken_between_runs_of_one_seed():
     assert {"Accuracy by round", "Accuracy by what was sent", "Paired change of accuracy against FedAvg"} <= {
         f.title for f in page.figures
     }
+
+
+def test_rounds_may_tell_what_went_up_from_what_went_down():
+    def rounds(rule: str) -> list[Record]:
+        cell = {"clients": 2, "rule": rule, "align_at": "server", "seed": 0}
+        values = {"accuracy": 0.5, "bytes_up": 1e6, "bytes_down": 2e6}
+        extra = {"moved": {"0": 0.2, "1": 0.4}}
+        return [Record(kind="round", cell={**cell, "round": n}, values=values, extra=extra) for n in (1, 2)]
+
+    page = made_of(*rounds("fedavg"), *rounds("gamf"))
+    found = table(page, "federated")
+    assert [cells.cells[0].text for cells in found.rows] == ["FedAvg", "GAMF"]  # what all have in common is left out
+    assert row(found, "GAMF")[-2].text == "6.00"  # MB
+    moved = next(figure for figure in page.figures if figure.title == "Units moved by round")
+    assert moved.traces[0]["y"] == [30.0, 30.0]
 
 
 def test_a_repair_is_seen_layer_by_layer():

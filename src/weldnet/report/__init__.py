@@ -7,7 +7,7 @@ README beside its weights. Only HTML and exported figures need the extra ``weldn
 >>> from weldnet.records import Record, Records
 >>> page = build(Records((Record(kind="result", cell={"method": "gamf"}, values={"accuracy": 0.5}),)))
 >>> print(to_csv(page).splitlines()[1])
-measured,gamf,one-shot,accuracy,0.5,,1,
+measured,gamf,accuracy,0.5,,1,
 """
 
 from weldnet.report._build import build

@@ -9,10 +9,11 @@ from typing import Any
 from weldnet._words import counted
 from weldnet.errors import RecordError
 from weldnet.records import Record, Records
+from weldnet.report._couplings import couplings
 from weldnet.report._curves import curves, training
 from weldnet.report._federated import federated, is_federated
 from weldnet.report._figures import standings, sweeps
-from weldnet.report._insides import couplings, spaces, variances
+from weldnet.report._insides import spaces, variances
 from weldnet.report._page import Block, Gallery, Page, Section
 from weldnet.report._plot import numbered
 from weldnet.report._provenance import provenance, section, settings
@@ -64,7 +65,7 @@ def build(records: Records, *, title: str | None = None) -> Page:
         subtitle=_subtitle(records, runs),
         sections=_unique(sections),
         warnings=tuple(_warnings(records, runs)),
-        notes=tuple(dict.fromkeys(_notes(runs))),
+        notes=tuple(dict.fromkeys(note[:1].upper() + note[1:] for note in _notes(runs))),
         numbers=tuple(entry for summary in summaries for entry in _numbers(summary)),
         provenance=made,
     )

@@ -25,7 +25,7 @@ _METHODS: dict[str, tuple[str, str, str]] = {
     "matched_averaging": ("#7b4b2a", "#d3a179", "hexagon"),
     "identity": ("#7a7f87", "#9aa1ab", "x"),
     "naive": ("#8b8f96", "#8d949e", "x"),
-    "individual": ("#9aa0a8", "#7d858f", "line-ns"),
+    "individual": ("#9aa0a8", "#7d858f", "triangle-left"),
     "best parent": ("#5c6370", "#aab1bb", "triangle-right"),
     "ensemble": ("#22262c", "#e6e9ee", "star-diamond"),
 }

@@ -59,11 +59,11 @@ def _curve(where: Key, group: Sequence[Record], name: str) -> Figure | None:
         x, values = over_repeats([(record.extra.get("x") or [], _ordinates(record)[name]) for record in members])
         if len(x) < 2:
             continue
-        drawing.line(label(row) or shown.label, looks[row], x, values, shown.scale)
+        drawing.line(_line_name(row) or shown.label, looks[row], x, values, shown.scale)
         means = [value.mean for value in values]
         middle = min(means) if shown.better == "high" else max(means)
         word = "at the least" if shown.better == "high" else "at the most"
-        alt.append(f"{label(row)} {shown.with_unit(means[0])} at the start, {shown.with_unit(middle)} {word}")
+        alt.append(f"{_line_name(row)} {shown.with_unit(means[0])} at the start, {shown.with_unit(middle)} {word}")
     if not len(drawing):
         return None
     about = str(dict(where)["about"])
@@ -77,6 +77,11 @@ def _curve(where: Key, group: Sequence[Record], name: str) -> Figure | None:
         alt=f"{title}, {place}: {'; '.join(alt)}.",
         layout={"xaxis": axis(across), "yaxis": axis(shown.heading)},
     )
+
+
+def _line_name(row: Key) -> str:
+    """Name a line; the one to a network that was not aligned is the naive average's."""
+    return "not aligned" if row == (("method", "naive"),) else label(row)
 
 
 def _row(record: Record) -> Key:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from weldnet.report._colours import token
@@ -28,10 +29,11 @@ def standings(summaries: Sequence[Summary]) -> list[Gallery]:
         rows = {summary.row for summary in group if name in summary.values}
         if name is not None and len(rows) > 1:
             figures.append(_standing(group, metric(name)))
-    caption = "Small marks: every repeat. Large marks: the mean, with one standard deviation."
+    several = any(value.count > 1 for summary in summaries for value in summary.values.values())
+    caption = "Small marks: every repeat. Large marks: the mean, with one standard deviation." if several else ""
     if any(summary.published for summary in summaries):
         caption += " Open diamonds: published numbers, which others measured under their own conditions."
-    return [Gallery(figures=tuple(figures), title="Method by method", caption=caption)] if figures else []
+    return [Gallery(figures=tuple(figures), title="Method by method", caption=caption.strip())] if figures else []
 
 
 def _standing(group: Sequence[Summary], shown: Metric) -> Figure:
@@ -174,7 +176,7 @@ def _sweep(group: Sequence[Summary], word: str, name: str) -> list[Figure]:
         if len({_position(summary, word) for summary in rest}) < 2:
             continue
         if word == "samples" and all(word not in summary.cell for summary in rest):
-            if dict(rest[0].condition).get("stage") == "one-shot":
+            if dict(rest[0].condition).get("stage", "one-shot") == "one-shot":
                 figures.append(_appetites(rest, metric(name)))
         else:
             figures.append(_one_sweep(rest, word, metric(name)))
@@ -257,6 +259,6 @@ def _fewer(series: Mapping[Key, list[Summary]], shown: Metric) -> dict[Key, list
     if len(series) <= _MOST_SERIES:
         return dict(series)
     sign = -1 if shown.better == "high" else 1
-    worth = {row: sign * sum(s.values[shown.key].mean for s in members) for row, members in series.items()}
+    worth = {row: (-len(all_), sign * fmean(s.values[shown.key].mean for s in all_)) for row, all_ in series.items()}
     by_method = groups_of(series, lambda row: tuple(entry for entry in row if entry[0] != "repair"))
     return {row: series[row] for rows in by_method.values() for row in (min(rows, key=lambda row: worth[row]),)}

@@ -140,7 +140,8 @@ def _barriers(
     found: list[Record] = []
     for word, other in (("naive", parents[second]), (method, carried)):
         line = barrier(parents[first], other, evaluate=evaluate_on, points=_POINTS, device=device)
-        y = {"loss": list(line.values), **{name: list(values) for name, values in line.scores.items()}}
+        y = {"loss": list(line.values)}
+        y |= {name: list(values) for name, values in line.scores.items() if name != "calibration_error"}
         extra = {"about": "barrier", "x": list(line.points), "y": y, "x_label": f"from {first} to {second}"}
         found.append(
             Record(kind="curve", cell={"method": word}, values={"barrier": line.height}, extra=extra, where=here)

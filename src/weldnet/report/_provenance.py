@@ -41,8 +41,16 @@ def provenance(records: Records) -> dict[str, Any]:
 
 
 def _commands(records: Iterable[Record]) -> list[str]:
-    found = [record.extra.get("command") for record in records if record.kind == "run"]
-    return list(dict.fromkeys(" ".join(c) if isinstance(c, list) else str(c) for c in found if c))
+    found = [_command(record.extra) for record in records if record.kind == "run"]
+    return list(dict.fromkeys(command for command in found if command))
+
+
+def _command(extra: Mapping[str, Any]) -> str:
+    """Return the command of a run; of a table that ``reproduce`` ran it follows from table and scale."""
+    given = extra.get("command")
+    if not given and extra.get("table") and extra.get("scale"):
+        return f"weldnet reproduce {extra['table']} --scale {extra['scale']}"
+    return " ".join(map(str, given)) if isinstance(given, list) else str(given or "")
 
 
 def _seeds(records: Iterable[Record]) -> list[Any]:
@@ -60,7 +68,7 @@ def section(found: Mapping[str, Any]) -> Section:
         entries.append((_LABELS.get(str(name)) or str(name), ", ".join(map(str, values))))
     if found["seeds"]:
         entries.append(("seeds", _listed(found["seeds"])))
-    times = [str(time) for time in (found["first"], found["last"]) if time]
+    times = [_time(str(time)) for time in (found["first"], found["last"]) if time]
     if times:
         entries.append(("measured", " to ".join(dict.fromkeys(times))))
     entries.append(("records", ", ".join(f"{count} {kind}" for kind, count in found["records"].items())))
@@ -73,6 +81,15 @@ def section(found: Mapping[str, Any]) -> Section:
             Facts(title="Sources of published numbers", entries=tuple(("", text) for text in found["sources"]))
         )
     return Section(name="provenance", title="Where the numbers come from", blocks=tuple(blocks))
+
+
+def _time(text: str) -> str:
+    """Write a time for people.
+
+    >>> _time("2026-01-31T10:00:59+00:00")
+    '2026-01-31 10:00 UTC'
+    """
+    return f"{text[:10]} {text[11:16]}" + (" UTC" if text.endswith("+00:00") else "")
 
 
 def _listed(seeds: list[int]) -> str:

@@ -46,9 +46,10 @@ def glance(summaries: Sequence[Summary]) -> list[Section]:
 
 def _stats(group: Sequence[Summary], shown: Metric) -> Stats | None:
     best = best_of(group, shown)
-    entries = [("Fused", best, label(best.row))] if best else []
-    entries += [(text, found, "") for text, found in _references(group, shown) if found is not None]
-    cells = [(text, _large(found.values[shown.key], shown), remark) for text, found, remark in entries]
+    entries = [("Fused", best, label(tuple(e for e in best.row if e[0] != "network")))] if best else []
+    named = [(text, found) for text, found in _references(group, shown) if found is not None]
+    entries += [(text, found, str(found.cell.get("network", "")) if found.reference else "") for text, found in named]
+    cells = [(t, _large(found.values[shown.key], shown), "" if r == t.lower() else r) for t, found, r in entries]
     return Stats(entries=tuple(cells), title=shown.label.capitalize()) if cells else None
 
 
@@ -145,7 +146,7 @@ def _comparison(setting: Key, group: Sequence[Summary], shown: Metric) -> Table:
     for row in dict.fromkeys(summary.row for summary in sorted(group, key=method_order)):
         cells = [Cell(text=label(row), key=str(dict(row).get("method", "")))]
         for slot in slots:
-            found, best = at.get((row, *slot)), winners[slot] == row
+            found, best = at.get((row, *slot)), row in winners[slot]
             cells.append(_slot_cell(found, shown, sources, best=best, count=len(counts) > 1))
         body.append(Row(cells=tuple(cells), reference=row in references))
     columns = [Column(label="method")]
@@ -179,11 +180,17 @@ def _origins(group: Sequence[Summary]) -> Callable[[Summary], str]:
     return lambda summary: "" if not summary.published else (f"published: {summary.source}" if clash else "published")
 
 
-def _winner(group: Sequence[Summary], shown: Metric) -> Key | None:
-    """Return the row of the best fused network of a column; the naive average competes too."""
+def _winner(group: Sequence[Summary], shown: Metric) -> set[Key]:
+    """Return the rows of the best fused network of a column, of several if they are written alike.
+
+    The naive average competes too; a single network is no best one.
+    """
     rivals = [summary for summary in group if not summary.reference and shown.key in summary.values]
     best = _best(rivals, shown) if shown.better and len(rivals) > 1 else None
-    return None if best is None else best.row
+    if best is None:
+        return set()
+    text = shown.text(best.values[shown.key].mean)
+    return {summary.row for summary in rivals if shown.text(summary.values[shown.key].mean) == text}
 
 
 def _slot_cell(found: Summary | None, shown: Metric, sources: list[str], *, best: bool, count: bool) -> Cell:
@@ -260,7 +267,7 @@ def _everything(setting: Key, group: Sequence[Summary]) -> Table:
         cells += [Cell(text=condition_text(summary.condition))] if conditions else []
         cells += [Cell(text=str(summary.repeats), number=summary.repeats)] if len(repeats) > 1 else []
         for shown in metrics:
-            best = winners.get((summary.condition, shown.key)) == summary.row
+            best = summary.row in winners.get((summary.condition, shown.key), ())
             cells.append(value_cell(summary, shown, best=best) if shown.key in summary.values else Cell())
         rows.append(Row(cells=tuple(cells), reference=summary.reference))
     words = [Column(label="network"), *([Column(label="fused")] if conditions else [])]

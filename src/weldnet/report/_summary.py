@@ -141,7 +141,7 @@ def normal(cell: Cell) -> dict[str, Scalar]:
 
     The options of a method, as in ``gamf sigma=4.0``, become words of their own.
 
-    >>> normal({"seed": 1, "repair": "none", "method": "gamf", "size": 1.0})
+    >>> normal({"seed": 1, "repair": "none", "stage": "one-shot", "method": "gamf", "size": 1.0})
     {'method': 'gamf', 'stage': 'one-shot'}
     """
     cell = {**cell, **_options(cell.get("method"))}
@@ -151,8 +151,6 @@ def normal(cell: Cell) -> dict[str, Scalar]:
         del found["repair"]
     if found.get("size") == 1:
         del found["size"]
-    if "method" in found:
-        found.setdefault("stage", "one-shot")
     words = [*(word for word in known if word in found), *(word for word in found if word not in known)]
     return {word: found[word] for word in words}
 
@@ -180,10 +178,13 @@ def summarise(records: Iterable[Record]) -> list[Summary]:
 
     Published and measured numbers never come together, nor do numbers of two sources.
     """
+    records = list(records)
+    # Where stages are told apart, one-shot goes without saying; elsewhere there are none.
+    stage = {"stage": "one-shot"} if any("stage" in record.cell for record in records) else {}
     groups: dict[tuple[bool, str, Key], list[Record]] = {}
     for record in records:
         published = record.kind == "published"
-        key = (published, record.source if published else "", tuple(normal(record.cell).items()))
+        key = (published, record.source if published else "", tuple(normal({**stage, **record.cell}).items()))
         groups.setdefault(key, []).append(record)
     found = [_summary(published, source, dict(key), group) for (published, source, key), group in groups.items()]
     settings = list(dict.fromkeys(summary.setting for summary in found))
