@@ -35,6 +35,15 @@ class Net(nn.Module):
         return self.function(self, *args, **kwargs)
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is standardised row by row in every pass (NFNet)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = functional.batch_norm(rows, None, None, self.bias, training=True).reshape_as(self.weight)
+        return self._conv_forward(x, weight, None)
+
+
 @dataclass(frozen=True)
 class Network:
     name: str
@@ -399,6 +408,20 @@ def _table() -> list[Network]:
             "grouped_twice",
             sequential(
                 conv(3, 8, 1), relu(), conv(8, 12, 3, groups=4), relu(), conv(12, 8, 1, groups=4), nn.Tanh(), *tail(8)
+            ),
+            IMAGE,
+            (4, *(2,) * 4, *(3,) * 4, *(2,) * 4),
+        ),
+        Network(
+            "grouped_standardised",
+            lambda: nn.Sequential(
+                conv(3, 8, 1),
+                nn.ReLU(),
+                Standardised(8, 12, 3, groups=4),
+                nn.ReLU(),
+                Standardised(12, 8, 1, groups=4),
+                nn.Tanh(),
+                conv(8, 3, 1),
             ),
             IMAGE,
             (4, *(2,) * 4, *(3,) * 4, *(2,) * 4),

@@ -7,7 +7,7 @@ import importlib
 import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,18 @@ import weldnet
 from networks import NETWORKS, Net, Network, enliven, log10_factorial, normal
 from weldnet import models
 from weldnet.errors import CaptureError, ModelError, StructureError, WeldnetError
-from weldnet.structure import Frozen, Layout, Place, Referee, Space, Structure, capture, random_renumbering, renumber
+from weldnet.structure import (
+    Frozen,
+    Layout,
+    Place,
+    Referee,
+    Space,
+    Structure,
+    capture,
+    check,
+    random_renumbering,
+    renumber,
+)
 from weldnet.structure._trace import Operation, Ref
 from weldnet.structure.rules._table import FAMILIES, rule_of
 
@@ -757,3 +768,43 @@ def test_every_other_rule_is_of_an_operation_that_its_library_registers(transfor
 def test_a_rule_of_no_operation_would_be_found():
     made_up = ["aten.no_such_operation", "transformers.no_such_operation"]
     assert without_operation(["aten.add", *made_up]) == made_up
+
+
+# -- weights of grouped convolutions that are computed ---------------------------------------------
+
+
+def _standardised(w: Tensor) -> Tensor:
+    rows = w.flatten(1)
+    return ((rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True)).view_as(w)
+
+
+BY_ROWS: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "scaled": lambda m, w: 2 * w,
+    "standardised": lambda m, w: _standardised(w),
+    "normed": lambda m, w: m.gain * w / w.flatten(1).norm(dim=1).view(-1, 1, 1),
+    "weight norm": lambda m, w: torch._weight_norm(w, m.gain, 0),
+    "masked by a parameter": lambda m, w: w * m.mask.sigmoid(),
+}
+
+
+@pytest.mark.parametrize("name", BY_ROWS)
+def test_a_grouped_weight_that_is_computed_row_by_row_is_as_free_as_a_plain_one(name):
+    def build(make: Callable[[Net, Tensor], Tensor]) -> Net:
+        torch.manual_seed(0)
+        return Net(
+            lambda m, x: m.head(functional.conv1d(m.stem(x).relu(), make(m, m.kernel), groups=2).relu().mean(2)),
+            stem=nn.Conv1d(3, 8, 1),
+            kernel=nn.Parameter(torch.randn(6, 4, 3)),
+            gain=nn.Parameter(torch.rand(6, 1, 1) + 0.5),
+            mask=nn.Parameter(torch.randn(6, 4, 3)),
+            head=nn.Linear(6, 4),
+        ).double()
+
+    x = torch.randn(2, 3, 7, dtype=torch.float64)
+    model = build(BY_ROWS[name])
+    found, plain = capture(model, x), capture(build(lambda m, w: w), x)
+    assert found.log10_renumberings == pytest.approx(plain.log10_renumberings)
+    assert found.log10_renumberings == pytest.approx(math.log10(2 * 24**2 * 6**2))
+    assert {p.role for p in found.places_in("kernel") if p.view is not None} == {"reads"}
+    assert check(model, x, found).error <= 1e-9
+    assert not [f for f in found.frozen if f.tensor == "kernel" and f.axis < 2]

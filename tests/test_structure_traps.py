@@ -56,6 +56,21 @@ EXPERTS = {"w0": (2, 4, 8), "w2": (2, 8, 8)}
 SIGNAL = (2, 4, 3)
 CONSTANT = torch.arange(32.0, dtype=torch.float64).view(8, 4, 1)
 
+#: What makes a grouped weight out of a parameter of its shape, and does not take every row by itself.
+COMPUTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "less its mean over the rows": lambda w: w - w.mean(0, keepdim=True),
+    "less its mean over all": lambda w: w - w.mean(),
+    "with its rows flipped": lambda w: w.flip(0) * 1,
+    "with its columns flipped": lambda w: w + w.flip(1),
+    "with its columns summed up": lambda w: w.cumsum(1),
+    "with its columns sorted": lambda w: w.sort(1).values,
+    "with its columns masked": lambda w: w * torch.tensor([1.0, 0.5, 0.2, 0.1], dtype=w.dtype)[:, None],
+    "of half of its columns": lambda w: torch.cat([w[:, :2].tanh(), w[:, 2:]], 1),
+    "less its mean over pairs of rows": lambda w: (w.view(4, 2, 4, 1) - w.view(4, 2, 4, 1).mean(1, True)).view(8, 4, 1),
+    "over its largest number": lambda w: w / w.abs().amax(),
+    "written over in place": lambda w: (v := w.clone(), v[0].zero_())[0],
+}
+
 TRAPS: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[int, ...]], tuple[int, ...]]] = {
     "experts: rows flipped": (
         lambda s, x: grouped(grouped(x, s.w0, (e := ends(x, 0.8))).relu().flip(0), s.w2, e),
@@ -113,6 +128,30 @@ TRAPS: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[int, ...]], tuple[
     "groups: a permuted weight": (
         lambda s, x: F.conv1d(F.conv1d(F.conv1d(x, s.a).relu(), s.w.permute(2, 0, 1), groups=2, padding=1).relu(), s.c),
         {"a": (8, 4, 1), "w": (4, 3, 8), "c": (3, 8, 1)},
+        SIGNAL,
+    ),
+    **{
+        f"groups: a weight {name}": (
+            lambda s, x, f=function: F.conv1d(F.conv1d(F.conv1d(x, s.a).relu(), f(s.w), groups=2).relu(), s.c),
+            {"a": (8, 4, 1), "w": (8, 4, 1), "c": (3, 8, 1)},
+            SIGNAL,
+        )
+        for name, function in COMPUTED.items()
+    },
+    "groups: a weight that is used as a whole too": (
+        lambda s, x: (
+            F.conv1d(F.conv1d(F.conv1d(x, s.a).relu(), s.w * 2, groups=2).relu(), s.c) + s.w.mean(0).square()[0]
+        ),
+        {"a": (8, 4, 1), "w": (8, 4, 1), "c": (3, 8, 1)},
+        SIGNAL,
+    ),
+    "groups: a computed weight in groups of other sizes": (
+        lambda s, x: F.conv1d(
+            F.conv1d((h := F.conv1d(x, s.a).relu()), (w := s.w * 2), groups=2)
+            + F.conv1d(torch.cat([h, h], 1), w, groups=4),
+            s.c,
+        ),
+        {"a": (8, 4, 1), "w": (8, 4, 1), "c": (3, 8, 1)},
         SIGNAL,
     ),
     "constants that tell units apart": (patterned, {"a": (4, 4), "b": (4, 2)}, (3, 4)),

@@ -24,6 +24,7 @@ from weldnet.alignment.identity import Identity
 from weldnet.alignment.matched_averaging import MatchedAveraging
 from weldnet.alignment.merge_many import MergeMany
 from weldnet.alignment.optimal_transport import OptimalTransport
+from weldnet.alignment.sinkhorn_rebasin import SinkhornRebasin
 from weldnet.alignment.straight_through import StraightThrough
 from weldnet.alignment.weight_matching import WeightMatching
 from weldnet.errors import UsageError
@@ -44,6 +45,7 @@ __all__ = [
     "MergeMany",
     "OptimalTransport",
     "Problem",
+    "SinkhornRebasin",
     "Situation",
     "SpaceRow",
     "StraightThrough",

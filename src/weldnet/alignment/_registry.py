@@ -18,6 +18,7 @@ from weldnet.alignment.identity import Identity
 from weldnet.alignment.matched_averaging import MatchedAveraging
 from weldnet.alignment.merge_many import MergeMany
 from weldnet.alignment.optimal_transport import OptimalTransport
+from weldnet.alignment.sinkhorn_rebasin import SinkhornRebasin
 from weldnet.alignment.straight_through import StraightThrough
 from weldnet.alignment.weight_matching import WeightMatching
 from weldnet.errors import UsageError
@@ -34,6 +35,7 @@ METHODS: dict[str, type[AlignmentMethod]] = {
     "optimal_transport": OptimalTransport,
     "straight_through": StraightThrough,
     "matched_averaging": MatchedAveraging,
+    "sinkhorn_rebasin": SinkhornRebasin,
 }
 
 

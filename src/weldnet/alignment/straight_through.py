@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch import Tensor
 
-from weldnet.activations import run, unlabelled_batches
+from weldnet.activations import unlabelled_batches
 from weldnet.affinity import InnerProduct
 from weldnet.alignment._ascent import Ascent, start
 from weldnet.alignment._method import Alignment, Problem
+from weldnet.alignment._mixture import Mixture
 from weldnet.alignment._sweeps import hard_sweeps, random_orders
 from weldnet.assignment import as_matrix, best_inside, best_permutation, unfold
 from weldnet.errors import DataError, UsageError
-from weldnet.structure import Maps, Structure, carried, output_tensors
+from weldnet.structure import Maps, Structure
 
 __all__ = ["StraightThrough"]
 
@@ -67,7 +65,7 @@ class StraightThrough:
 
     def __call__(self, problem: Problem, /) -> Alignment:
         """Align all networks; the universe is given in the order of the first."""
-        mixture = _Mixture.of(problem, self.name)
+        mixture = Mixture.of(problem, self.name)
         assert problem.data is not None
         batches = list(unlabelled_batches(problem.data, samples=self.samples, batch_size=self.batch_size))
         lessons = [(x, mixture.targets(x)) for x in batches if len(x) > 1]
@@ -128,7 +126,7 @@ class _Scores:
         inner = {s: best_inside(tables).to(tables.device) for s, tables in self.inner.items()}
         return self._maps(outer, inner)
 
-    def learn(self, mixture: _Mixture, lesson: tuple[Tensor, list[Tensor]], rate: float) -> None:
+    def learn(self, mixture: Mixture, lesson: tuple[Tensor, list[Tensor]], rate: float) -> None:
         """Take one step against the gradient that the best assignments get."""
         chosen = self.hard()
         tables = [*self.outer.values(), *self.inner.values()]
@@ -149,88 +147,6 @@ class _Scores:
                 pairs = zip(whole[space.parent], inner[space.name], strict=True)
                 whole[space.name] = torch.stack([unfold(blocks, inside) for blocks, inside in pairs])
         return Maps(whole, inner)
-
-
-@dataclass(frozen=True)
-class _Mixture:
-    """The average of the networks, as a function of their couplings.
-
-    Args:
-        model: computes with given tensors.
-        networks: copies of the parents; all BatchNorm layers normalise by each batch, so that copies of one network
-            answer as it does.
-        structure: where the units lie.
-        stacks: every tensor that the model takes, of all networks, shape (networks, ...).
-    """
-
-    model: nn.Module
-    networks: Sequence[nn.Module]
-    structure: Structure
-    stacks: Mapping[str, Tensor]
-
-    @staticmethod
-    def of(problem: Problem, method: str) -> _Mixture:
-        """Put the networks of a problem together."""
-        networks = [_by_batch(network) for network in problem.observer(method).networks.values()]
-        model = networks[0]
-        home = next((p.device for p in model.parameters()), torch.device("cpu"))
-        taken = [n for n in model.state_dict() if n not in problem.structure.aliases]
-        states = list(problem.states.values())
-        stacks = {n: torch.stack([s[n].detach().to(home) for s in states]) for n in taken if n in states[0]}
-        return _Mixture(model, networks, problem.structure, stacks)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the model computes in."""
-        return next((t.dtype for t in self.stacks.values() if t.is_floating_point()), torch.float32)
-
-    def targets(self, inputs: Tensor) -> list[Tensor]:
-        """Return the mean of the parents' outputs."""
-        outputs = [output_tensors(run(network, inputs), self.structure.outputs) for network in self.networks]
-        return [torch.stack(same).mean(0) for same in zip(*outputs, strict=True) if same[0].is_floating_point()]
-
-    def loss(self, lesson: tuple[Tensor, list[Tensor]], maps: Maps) -> Tensor:
-        """Return how far the average's outputs are from the targets, from 0 to 2."""
-        inputs, targets = lesson
-        given = inputs.to(next(iter(self.stacks.values())).device, self.dtype if inputs.is_floating_point() else None)
-        outputs = output_tensors(functional_call(self.model, self._state(maps), (given,)), self.structure.outputs)
-        outputs = [output for output in outputs if output.is_floating_point()]
-        return torch.stack([_distance(o, target) for o, target in zip(outputs, targets, strict=True)]).mean()
-
-    def loss_over(self, lessons: Sequence[tuple[Tensor, list[Tensor]]], maps: Maps) -> float:
-        """Return the loss over all inputs."""
-        total = sum(float(self.loss(lesson, maps)) * len(lesson[0]) for lesson in lessons)
-        return total / sum(len(inputs) for inputs, _ in lessons)
-
-    def _state(self, maps: Maps) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
-        for name, stack in self.stacks.items():
-            if not stack.is_floating_point():
-                state[name] = stack[0]
-                continue
-            precise = stack.to(self.dtype)
-            moved = carried(precise[1:], self.structure, name, maps) if self.structure.places_in(name) else precise[1:]
-            state[name] = torch.cat([precise[:1], moved]).mean(0).to(stack.dtype)
-        for alias, name in self.structure.aliases.items():
-            if name in state:
-                state[alias] = state[name]
-        return state
-
-
-def _by_batch(network: nn.Module) -> nn.Module:
-    """Copy a network for evaluation, with BatchNorm layers that normalise by each batch."""
-    model = copy.deepcopy(network).eval()
-    for module in model.modules():
-        if isinstance(module, _NormBase):  # without statistics of its own it takes the batch's, also in eval mode
-            module.register_buffer("running_mean", None)
-            module.register_buffer("running_var", None)
-    return model
-
-
-def _distance(output: Tensor, target: Tensor) -> Tensor:
-    """One minus the correlation over a batch, with every output's mean over the inputs removed."""
-    centred = [(values - values.mean(0)).flatten() for values in (output, target)]
-    return 1 - torch.nn.functional.cosine_similarity(*centred, dim=0)
 
 
 def _settle(ascent: Ascent, maps: Maps) -> None:

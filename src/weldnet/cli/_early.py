@@ -46,6 +46,7 @@ METHOD_NAMES = (
     "optimal_transport",
     "straight_through",
     "matched_averaging",
+    "sinkhorn_rebasin",
 )
 ROUTE_NAMES = ("auto", "dispatch", "export")
 REPAIR_NAMES = ("auto", "none", "weights", "synthetic", "data", "refit", "calibrate")

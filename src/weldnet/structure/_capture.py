@@ -23,6 +23,7 @@ from weldnet.structure._trace import Ref, Trace, call
 from weldnet.structure._units import Factor, Units, Value
 from weldnet.structure.rules import apply
 from weldnet.structure.rules._context import Context
+from weldnet.structure.rules._rowwise import open_rowwise
 
 __all__ = ["capture"]
 
@@ -78,6 +79,7 @@ def capture(
     context.known = traced.known
     context.used = frozenset(ref.number for op in traced.operations for ref in op.inputs)
     context.used |= frozenset(ref.number for ref in traced.outputs)
+    open_rowwise(context, traced, leaves, apply)
     roles = Roles(context, traced)
     for operation in traced.operations:
         apply(context, operation)

@@ -68,10 +68,9 @@ class Roles:
     def _assign(self, name: str, leaf: Ref, summed: Ints) -> None:
         """Say what an operation does with every axis of a parameter: it sums over it, or it does not."""
         reads: dict[int, bool] = {}
-        for factor in self._context.value(leaf).factors:
-            axis = factor.axes[0]
-            opened = self._context.opened.get((name, axis))
-            units = factor.units if opened is None else opened.factor.units
+        on_axes = {factor.axes[0]: factor.units for factor in self._context.value(leaf).factors}
+        on_axes |= {axis: o.factor.units for (owner, axis), o in self._context.opened.items() if owner == name}
+        for axis, units in on_axes.items():
             reads[axis] = bool(np.isin(self._context.units.find(units.ravel()), summed).all())
         if all(reads.values()) and (len(reads) > 1 or (name, next(iter(reads), 0)) in self._of):
             return  # all of it is one space already, as in a later step of a recurrent layer

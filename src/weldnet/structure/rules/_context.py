@@ -31,6 +31,8 @@ class Context:
     units: Units = field(default_factory=Units)
     values: dict[int, Value] = field(default_factory=dict)
     opened: dict[tuple[str, int], Opened] = field(default_factory=dict)  # by parameter and axis
+    # Computed weights that may be read row by row, and the parameters that they come from.
+    rowwise: dict[int, tuple[Value, ...]] = field(default_factory=dict[int, tuple[Value, ...]])
     routed: dict[int, int] = field(default_factory=dict)  # tensors whose rows were given out, and by which numbers
     unknown: dict[str, int] = field(default_factory=dict)
     summed: list[Ints] = field(default_factory=list)  # units that contractions have summed over

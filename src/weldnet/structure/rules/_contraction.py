@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from weldnet.structure._trace import Operation, Ref
@@ -9,6 +11,7 @@ from weldnet.structure._units import Factor, Value, combine, join_factors, reduc
 from weldnet.structure.rules._context import Context, Opened
 from weldnet.structure.rules._movement import reshape
 from weldnet.structure.rules._reduction import without_axes
+from weldnet.structure.rules._rowwise import KERNEL
 
 __all__ = ["close_rows", "contract", "convolution", "fixed_across", "grouped_product", "matrix_product"]
 
@@ -105,11 +108,12 @@ def convolution(context: Context, op: Operation) -> list[Value]:
         x = reshape(context, x, (1, *x.shape))
         shape = (1, *shape)
     x = _only(context, x, (0, 1), "moved by a convolution window")
-    weight = _only(context, weight, (0, 1), "kernel position")
+    weight = _only(context, weight, (0, 1), KERNEL)
     if groups == 1:
         product = contract(context, "bc,co->bo" if transposed else "bc,oc->bo", x, weight)
     else:
-        product = _grouped(context, x, weight, groups, transposed)
+        kernels = context.rowwise.get(op.inputs[1].number, () if weight.leaf is None else (weight,))
+        product = _grouped(context, x, weight, kernels, groups, transposed)
     out = Value(shape, product.factors, product.uniform, why=x.why)
     if bias:
         channel = [a for a in range(len(shape)) if a == 1]
@@ -125,19 +129,25 @@ def convolution(context: Context, op: Operation) -> list[Value]:
     return [out]
 
 
-def _grouped(context: Context, x: Value, weight: Value, groups: int, transposed: bool) -> Value:
-    """See channels as (group, i): which input an index of the weight means depends on the group."""
+def _grouped(
+    context: Context, x: Value, weight: Value, kernels: Sequence[Value], groups: int, transposed: bool
+) -> Value:
+    """See channels as (group, i): which input an index of the weight means depends on the group.
+
+    ``kernels`` are the parameters whose input axis the weight has, row by row.
+    """
     rows, columns = weight.shape
     x = reshape(context, x, (x.shape[0], groups, x.shape[1] // groups))
-    if weight.leaf is None or weight.leaf[1][:2] != (0, 1):  # computed: its axes may lie in one factor, or in none
+    if not kernels or any(k.leaf is None or k.leaf[1][:2] != (0, 1) for k in kernels):
+        # Computed: its axes may lie in one factor, or in none.
         seen = reshape(context, weight, (groups, rows // groups, columns))
         product = contract(context, "bgi,gio->bgo" if transposed else "bgi,goi->bgo", x, seen)
         return reshape(context, product, (product.shape[0], product.shape[1] * product.shape[2]))
     row_factors = tuple(f for f in weight.factors if f.axes == (0,))
     outer = reshape(context, Value(weight.shape[:1], row_factors, why=weight.why), (groups, rows // groups))
-    inner = _open(context, weight, groups, columns)
+    inner = [_open(context, kernel, groups, columns) for kernel in kernels]
     first, second = ("gi", "go") if transposed else ("go", "gi")
-    product = contract(context, f"bgi,{first},{second}->bgo", x, outer, inner)
+    product = contract(context, ",".join(["bgi", first, *[second] * len(inner)]) + "->bgo", x, outer, *inner)
     return reshape(context, product, (product.shape[0], product.shape[1] * product.shape[2]))
 
 
