@@ -44,6 +44,7 @@ from weldnet.fusion._affine import read_matrix, read_rows, write_matrix
 from weldnet.fusion._batch_norm import has_statistics
 from weldnet.fusion._bench import Bench
 from weldnet.fusion._guard import Guard
+from weldnet.fusion._inversion import invert
 from weldnet.fusion._least_squares import Ridge
 from weldnet.fusion._synthetic import make_inputs
 from weldnet.structure import capture, random_renumbering
@@ -59,7 +60,7 @@ NAMES = [*BUILT, *WIRED]
 ALL: list[Repair] = [
     NoRepair(),
     WeightNorms(),
-    Synthetic(count=16),
+    Synthetic(count=16, steps=3),
     BatchNormReset(),
     Rescale(),
     Rescale(shift=True),
@@ -765,6 +766,84 @@ def test_a_synthetic_repair_is_its_repair_on_made_inputs():
     assert all(torch.equal(t, wanted.state_dict()[k]) for k, t in found.model.state_dict().items())
     assert found.summary.startswith("synthetic: ")
     assert "20 synthetic inputs" in found.summary
+
+
+def seen_by_norms(model: nn.Module, x: Tensor) -> list[tuple[Tensor, nn.BatchNorm2d]]:
+    seen: list[tuple[Tensor, nn.BatchNorm2d]] = []
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    hooks = [m.register_forward_pre_hook(lambda m, args: seen.append((args[0].detach(), m))) for m in norms]
+    outputs(model, x)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def misfit(model: nn.Module, x: Tensor) -> float:
+    """As the documentation has it."""
+    terms = []
+    for given, norm in seen_by_norms(model, x):
+        mean, variance = given.mean((0, 2, 3)), given.var((0, 2, 3), correction=0) + norm.eps
+        recorded = norm.running_var + norm.eps
+        shift = (mean - norm.running_mean).square() / recorded
+        terms.append(float((shift + (variance / recorded).log().square() / 4).mean()))
+    return sum(terms) / len(terms)
+
+
+def trained_norms(seed: int) -> tuple[nn.Module, Tensor]:
+    """A network whose norms have recorded what they see on inputs that are not noise around 0."""
+    model, x = network("resnet20", seed)
+    model, x = copy.deepcopy(model), x.abs() * 2 + 0.5
+    model.train()
+    with torch.no_grad():
+        for _ in range(40):
+            model(x)
+    return model.eval(), x
+
+
+def test_inverted_inputs_show_norms_what_they_recorded():
+    (a, x), (b, _) = trained_norms(0), trained_norms(1)
+    whole = averaged([a, b], x, [0.3, 0.7])
+    noise = make_inputs(x, 32, seed=0)
+    before = [copy.deepcopy(m.state_dict()) for m in (a, b)]
+    state, given = torch.random.get_rng_state(), noise.clone()
+    found = invert(whole, noise, steps=12, rate=0.2)
+    assert found is not None
+    assert found.inputs.shape == noise.shape
+    assert found.before == pytest.approx(0.3 * misfit(a, noise) + 0.7 * misfit(b, noise))
+    assert found.after == pytest.approx(0.3 * misfit(a, found.inputs) + 0.7 * misfit(b, found.inputs))
+    assert found.after < 0.5 * found.before
+    again = invert(whole, noise, steps=12, rate=0.2)
+    assert again is not None
+    assert torch.equal(again.inputs, found.inputs)
+    assert torch.equal(noise, given)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for module, old in zip((a, b), before, strict=True):
+        assert all(torch.equal(t, old[k]) for k, t in module.state_dict().items())
+        assert all(p.requires_grad and p.grad is None for p in module.parameters())
+        assert not any(m._forward_pre_hooks for m in module.modules())
+
+
+def test_steps_that_lead_nowhere_leave_the_inputs_as_they_were():
+    (a, x), (b, _) = trained_norms(0), trained_norms(1)
+    noise = make_inputs(x, 32, seed=0)
+    found = invert(averaged([a, b], x), noise, steps=3, rate=1e6)
+    assert found is not None
+    assert found.after <= found.before
+    assert bool(found.inputs.isfinite().all())
+
+
+def test_synthetic_inputs_are_inverted_where_there_are_norms_only():
+    (a, x), (b, _) = trained_norms(0), trained_norms(1)
+    found = Synthetic(count=32, steps=5)(averaged([a, b], x), None)
+    assert found.numbers["misfit"]["after"] < found.numbers["misfit"]["before"]
+    assert "fitted to BatchNorm statistics" in found.summary
+    plain = Synthetic(count=32, steps=0)(averaged([a, b], x), None)
+    assert "misfit" not in plain.numbers
+    (a, x), (b, _) = network("simple_cnn"), network("simple_cnn", 1)
+    assert invert(averaged([a, b], x), make_inputs(x, 8, seed=0), steps=2, rate=0.1) is None
+    for wrong in ({"count": 1}, {"steps": -1}, {"rate": 0.0}):
+        with pytest.raises(UsageError):
+            Synthetic(**wrong)
 
 
 # -- what is measured ----------------------------------------------------------------------------------

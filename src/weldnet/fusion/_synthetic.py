@@ -1,7 +1,8 @@
-"""Synthetic inputs, where there are none: pictures of noise with natural spectrum, or random tokens."""
+"""Synthetic inputs, where there are none: noise fitted to what BatchNorm layers recorded, or random tokens."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from weldnet.activations import Inputs
 from weldnet.errors import DataError, UsageError
 from weldnet.fusion._averaged import Averaged, Repaired
+from weldnet.fusion._inversion import invert
 from weldnet.fusion._protocol import Repair
 from weldnet.fusion._refit import Refit
 from weldnet.fusion._variances import with_variances
@@ -26,17 +28,26 @@ _STEEPNESS = 1.5
 class Synthetic:
     """Repair on inputs that are made, not given.
 
+    They are noise, or random tokens. Where the parents have BatchNorm layers with recorded statistics, noise is
+    then changed until these layers see what they recorded.
+
     Args:
         repair: what works on them.
         count: how many are made.
+        steps: of that change; 0 leaves it out.
+        rate: size of the first steps, in standard deviations of the inputs.
     """
 
     repair: Repair = field(default_factory=Refit)
     count: int = 512
+    steps: int = 50
+    rate: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.count < 2:
-            raise UsageError(f"{self}: count must be at least 2")
+        if self.count < 2 or self.steps < 0:
+            raise UsageError(f"{self}: count must be at least 2, and steps 0 or more")
+        if not 0 < self.rate < math.inf:
+            raise UsageError(f"{self}: rate must be above 0")
 
     def __call__(self, averaged: Averaged, data: Inputs | None, /) -> Repaired:
         """Return what the repair makes on synthetic inputs; real ones are not looked at.
@@ -45,8 +56,18 @@ class Synthetic:
             DataError: the network takes something else than one tensor.
         """
         inputs = make_inputs(averaged.example_input, self.count, averaged.seed)
+        fitted = None
+        if self.steps and inputs.is_floating_point():
+            fitted = invert(averaged, inputs, steps=self.steps, rate=self.rate)
+        if fitted is not None:
+            inputs = fitted.inputs
         found = with_variances(averaged, self.repair(averaged, inputs), inputs)
-        return replace(found, summary=f"synthetic: {found.summary.replace('unlabelled', 'synthetic')}")
+        found = replace(found, summary=f"synthetic: {found.summary.replace('unlabelled', 'synthetic')}")
+        if fitted is None:
+            return found
+        said = f", fitted to BatchNorm statistics (misfit {fitted.before:.2g}, then {fitted.after:.2g})"
+        misfit = {"misfit": {"before": fitted.before, "after": fitted.after}}
+        return replace(found, summary=found.summary + said, numbers={**found.numbers, **misfit})
 
 
 def make_inputs(example: object, count: int, seed: int) -> Tensor:

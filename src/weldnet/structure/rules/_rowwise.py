@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from torch.utils import _pytree as pytree
 
 from weldnet.structure._forest import read_forest
 from weldnet.structure._trace import Operation, Ref, Trace
@@ -55,7 +57,14 @@ def open_rowwise(context: Context, traced: Trace, leaves: Mapping[str, Value], a
         leaves: the values of the parameters.
         apply: pushes units through one operation.
     """
-    found = [c for c in _computed(traced) if _is_rowwise(context, traced, c, apply)]
+    answers: dict[str, bool] = {}  # a network makes many weights in the same way
+    found: list[_Computed] = []
+    for computed in _computed(traced):
+        recipe = _recipe(context, traced, computed)
+        if recipe not in answers:
+            answers[recipe] = _is_rowwise(context, traced, computed, apply)
+        if answers[recipe]:
+            found.append(computed)
     for computed in _alone(traced, found):
         context.rowwise[computed.weight.number] = tuple(leaves[name] for name in computed.names)
         for name in computed.names:
@@ -93,17 +102,38 @@ def _computed(traced: Trace) -> list[_Computed]:
     return found
 
 
+def _recipe(context: Context, traced: Trace, computed: _Computed) -> str:
+    """Write down all that decides what the operations do to units, with tensors numbered as they come."""
+    names = {ref.number: name for name, ref in traced.tensors.items()}
+    numbers: dict[int, int] = {}
+
+    def describe(leaf: Any) -> Any:
+        if not isinstance(leaf, Ref):
+            return leaf
+        local = numbers.setdefault(leaf.number, len(numbers))
+        kernel = names.get(leaf.number) in computed.names
+        known = leaf.number if leaf.number in context.known else None
+        return f"t{local}", leaf.shape, str(leaf.dtype), leaf.number in names, kernel, known
+
+    steps = [
+        (str(op.func), pytree.tree_map_only(object, describe, (op.args, op.kwargs, op.outputs)))
+        for op in (*computed.operations, computed.convolution)
+    ]
+    return repr(steps)
+
+
 def _is_rowwise(context: Context, traced: Trace, computed: _Computed, apply: Apply) -> bool:
     """Whether what is in a row stays in it, at its place, and may be put in any order there."""
     trial = Context(context.shapes, known=context.known, used=context.used)
     rows, columns = computed.weight.shape[:2]
     opened: list[np.ndarray] = []
+    needed = {ref.number for op in computed.operations for ref in op.inputs}
     for name, ref in traced.tensors.items():
         shape = ref.shape
         if name in computed.names:
             opened.append(trial.units.fresh(rows, columns))
             trial.values[ref.number] = Value(shape, (Factor((0, 1), opened[-1]),), why=KERNEL)
-        elif ref.dtype.is_floating_point or ref.dtype.is_complex:
+        elif ref.number in needed and (ref.dtype.is_floating_point or ref.dtype.is_complex):
             axes = [axis for axis, size in enumerate(shape) if size > 1]
             trial.values[ref.number] = Value(shape, tuple(Factor((a,), trial.units.fresh(shape[a])) for a in axes))
     for op in computed.operations:
