@@ -40,7 +40,7 @@ class Synthetic:
 
     repair: Repair = field(default_factory=Refit)
     count: int = 512
-    steps: int = 50
+    steps: int = 30
     rate: float = 0.05
 
     def __post_init__(self) -> None:
