@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from weldnet.errors import CaptureError, StructureError, WeldnetError, WidthError
     from weldnet.evaluation import Barrier, Metrics, Plane, barrier, evaluate, plane
     from weldnet.fusion import BatchNormReset, Comparison, Fusion, Refit, Report, Rescale, average, compare, fold, fuse
+    from weldnet.streaming import Streamed, fuse_files
     from weldnet.structure import Check, Place, Power, Space, Structure, capture, check, power
     from weldnet.training import distil, fine_tune
 
@@ -70,6 +71,7 @@ _HOME = {
         "fold",
         "fuse",
     ),
+    "weldnet.streaming": ("Streamed", "fuse_files"),
     "weldnet.structure": ("Check", "Place", "Power", "Space", "Structure", "capture", "check", "power"),
     "weldnet.training": ("distil", "fine_tune"),
 }
@@ -102,6 +104,7 @@ __all__ = [
     "SinkhornRebasin",
     "Space",
     "StraightThrough",
+    "Streamed",
     "Structure",
     "StructureError",
     "WeightMatching",
@@ -120,6 +123,7 @@ __all__ = [
     "fine_tune",
     "fold",
     "fuse",
+    "fuse_files",
     "load",
     "load_model",
     "plane",

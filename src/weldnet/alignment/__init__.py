@@ -17,6 +17,7 @@ from weldnet.alignment._folding import fold_couplings
 from weldnet.alignment._method import Alignment, AlignmentMethod, Problem, require_width
 from weldnet.alignment._registry import METHODS, describe, make_method, resolve
 from weldnet.alignment._transport import transport, truncation
+from weldnet.alignment._workspace import Workspace
 from weldnet.alignment.activation_matching import ActivationMatching
 from weldnet.alignment.frank_wolfe import FrankWolfe
 from weldnet.alignment.gamf import Gamf
@@ -50,6 +51,7 @@ __all__ = [
     "SpaceRow",
     "StraightThrough",
     "WeightMatching",
+    "Workspace",
     "align",
     "choose_auto",
     "describe",

@@ -130,6 +130,8 @@ class Ascent:
         if self._pair:
             return BrickPool(place, bricks, self.couplings, self.tensor)
         tree = {space.name for space in self.structure.tree(place.space)}
+        if self.workspace is not None:
+            return None  # sums over all bricks are as large as a network
         if self.structure.space(place.space).parent is not None or len(tree) > 1:
             return None
         others = [brick.other(place) for brick in bricks]

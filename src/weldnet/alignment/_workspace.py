@@ -36,8 +36,8 @@ class Shelf(MutableMapping[str, Tensor]):
     What is taken out is not to be changed in place: put the changed tensor back.
     """
 
-    def __init__(self, folder: Path, prefix: str, kept: int = _KEPT) -> None:
-        self._folder, self._prefix, self._limit = folder, prefix, kept
+    def __init__(self, folder: Path, prefix: str, device: torch.device | None = None, kept: int = _KEPT) -> None:
+        self._folder, self._prefix, self._device, self._limit = folder, prefix, device, kept
         self._small: dict[str, Tensor] = {}
         self._files: dict[str, str] = {}
         self._recent: dict[str, Tensor] = {}
@@ -49,7 +49,7 @@ class Shelf(MutableMapping[str, Tensor]):
         if name in self._recent:
             self._recent[name] = self._recent.pop(name)  # the latest at the end
             return self._recent[name]
-        tensor = StoredState(self._folder / self._files[name])["values"]
+        tensor = StoredState(self._folder / self._files[name])["values"].to(self._device)
         self._keep(name, tensor)
         return tensor
 
@@ -101,9 +101,9 @@ class Shelf(MutableMapping[str, Tensor]):
         self._small, self._files, self._recent = {}, dict(state["files"]), {}
         self._number = int(state["number"])
         for name, (value, shape) in state["constant"].items():
-            self._small[name] = torch.full([1] * len(shape), value).expand(shape)
+            self._small[name] = torch.full([1] * len(shape), value, device=self._device).expand(shape)
         start = f"{self._prefix}/"
-        self._small |= {key.removeprefix(start): t for key, t in held.items() if key.startswith(start)}
+        self._small |= {key.removeprefix(start): t.to(self._device) for key, t in held.items() if key.startswith(start)}
 
     @property
     def files(self) -> set[str]:
@@ -117,6 +117,7 @@ class Workspace:
 
     Args:
         folder: made if it is not there; what is in it is taken up.
+        device: where the couplings are wanted; the CPU if None.
         begin: is told what begins, and how many bytes of weights it will read.
         read: is told how many bytes of weights were read.
 
@@ -128,11 +129,12 @@ class Workspace:
         self,
         folder: Path,
         *,
+        device: torch.device | None = None,
         begin: Callable[[str, int], None] = lambda what, size: None,
         read: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self.folder, self.begin, self.read = folder, begin, read
-        self.couplings, self.inner = Shelf(folder, "whole"), Shelf(folder, "inside")
+        self.folder, self._device, self.begin, self.read = folder, device, begin, read
+        self.couplings, self.inner = Shelf(folder, "whole", device), Shelf(folder, "inside", device)
         self._progress: dict[str, Any] = {}
         self._saved: tuple[dict[str, Any], dict[str, Tensor]] | None = None
         try:
@@ -160,7 +162,9 @@ class Workspace:
         for shelf, key in ((self.couplings, "whole"), (self.inner, "inside")):
             shelf.restore(state[key], held)
         self._progress = dict(state["progress"])
-        return self._progress, {k.removeprefix("own/"): t for k, t in held.items() if k.startswith("own/")}
+        return self._progress, {
+            k.removeprefix("own/"): t.to(self._device) for k, t in held.items() if k.startswith("own/")
+        }
 
     def keep(self, stage: str, progress: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Keep the couplings as they are now, and how far a stage is; what was said before is kept too.

@@ -13,12 +13,14 @@ from weldnet.checkpoints._provenance import provenance, tensors_sha256
 from weldnet.checkpoints._read import file_sha256, load, read_metadata
 from weldnet.checkpoints._resize import WIDTHS, load_model, read_widths, resized
 from weldnet.checkpoints._save import save
+from weldnet.checkpoints._shards import Entry, parse_size, plan_shards, shard_names, write_index, write_shard
 from weldnet.checkpoints._stored import StoredState, Where
 from weldnet.checkpoints._write import atomic_path, check_writable
 
 __all__ = [
     "SUFFIXES",
     "WIDTHS",
+    "Entry",
     "StoredState",
     "Where",
     "atomic_path",
@@ -31,12 +33,17 @@ __all__ = [
     "match_model",
     "match_prefix",
     "match_states",
+    "parse_size",
+    "plan_shards",
     "prefix_hint",
     "provenance",
     "read_metadata",
     "read_widths",
     "resized",
     "save",
+    "shard_names",
     "tensors_sha256",
     "validate_finite",
+    "write_index",
+    "write_shard",
 ]

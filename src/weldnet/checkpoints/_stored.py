@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -12,9 +13,11 @@ from typing import Any, final
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from weldnet.checkpoints._match import match_model, tied_keys
 from weldnet.checkpoints._paths import SAFETENSORS_SUFFIX, locate
+from weldnet.checkpoints._prefix import match_prefix
 from weldnet.checkpoints._text import listing, quote, reason
 from weldnet.errors import CheckpointError
 
@@ -54,7 +57,12 @@ class Where:
     @property
     def nbytes(self) -> int:
         """How many bytes it takes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
 
 
 @final
@@ -91,6 +99,7 @@ class StoredState(Mapping[str, Tensor]):
         if not self.where:
             raise CheckpointError(f"{quote(source.path)}: holds no tensors")
         self.files = tuple(source.shards)
+        self.stored: Mapping[str, Where] = self.where
 
     def __getitem__(self, key: str) -> Tensor:
         return read_tensor(self.where[key])
@@ -107,7 +116,41 @@ class StoredState(Mapping[str, Tensor]):
     @property
     def nbytes(self) -> int:
         """How many bytes all tensors take."""
-        return sum(where.nbytes for where in self.where.values())
+        return sum(where.nbytes for where in self.stored.values())
+
+    def size_of(self, key: str) -> int:
+        """Return how many bytes one tensor takes."""
+        return self.where[key].nbytes
+
+    def matched(self, model: nn.Module, name: str) -> StoredState:
+        """Return the same tensors by the names that a model gives them, tied ones under each of their names.
+
+        ``stored`` has each tensor once, in the order of the files.
+
+        Args:
+            model: its parameters may be on the meta device.
+            name: of the network, for messages.
+
+        Raises:
+            CheckpointError: keys, shapes or kinds are not the model's, or tied tensors differ.
+        """
+        found, stripped, added = match_prefix(self.weightless(), model)
+        where = {f"{added}{key.removeprefix(stripped)}": place for key, place in self.where.items()}
+        groups = tied_keys(model)
+        for key in [key for key in where if key in groups]:
+            first = next(other for other in groups[key] if other in where)
+            if key != first:
+                if not torch.equal(read_tensor(where[key]), read_tensor(where[first])):
+                    raise CheckpointError(
+                        f"{name!r}: {listing([first, key])} differ, but are one tensor in the model; "
+                        "use a model that does not tie them"
+                    )
+                del where[key], found[key]
+        match_model(found, model, name)
+        whole = {key: next(where[other] for other in group if other in where) for key, group in groups.items()}
+        state = copy.copy(self)
+        state.where, state.stored = whole, where
+        return state
 
     def weightless(self) -> dict[str, Tensor]:
         """Return tensors of the same types and shapes on the meta device."""

@@ -51,6 +51,8 @@ class FuseConfig(BaseModel):
     check: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
     device: str | None = None
+    stream: bool = False
+    shard_size: str | None = None
 
     @property
     def models(self) -> list[str]:

@@ -26,10 +26,12 @@ from weldnet.cli._common import (
     say,
     stray_prints_to_stderr,
 )
+from weldnet.cli._stream import check_streaming, fuse_streaming
 
 if TYPE_CHECKING:
     from weldnet.cli._config import FuseConfig
     from weldnet.fusion import Fusion
+    from weldnet.streaming import Streamed
 
 __all__ = ["fuse"]
 
@@ -106,6 +108,18 @@ def fuse(
     spaces: Annotated[bool, typer.Option("--spaces", help="Also print how well each space was matched.")] = False,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random. (default: 0)")] = None,
     device: Annotated[str | None, typer.Option("--device", help="Where to align: cpu, cuda, ...")] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--in-memory",
+            help="Read weights tensor by tensor and write a folder of shards, for networks larger than memory; goes on "
+            "where it was interrupted. (default: --in-memory)",
+        ),
+    ] = None,
+    shard_size: Annotated[
+        str | None,
+        typer.Option("--shard-size", metavar="SIZE", help="Of one file that --stream writes: 500MB. (default: 2GB)"),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -144,11 +158,14 @@ def fuse(
         "check": check,
         "seed": seed,
         "device": device,
+        "stream": stream,
+        "shard_size": shard_size,
     }
     settings = resolve(config, given)
     if print_config:
         emit(settings.to_yaml().rstrip())
         return
+    check_streaming(settings, spaces)
     result = _fuse(settings)
     if json:
         print_json({**result.report.to_dict(), "output": settings.output, "networks": settings.networks})
@@ -161,9 +178,11 @@ def fuse(
             say(f"wrote {path}")
 
 
-def _fuse(settings: FuseConfig) -> Fusion:
+def _fuse(settings: FuseConfig) -> Fusion | Streamed:
     _check_settings(settings)
     _check_outputs(settings)
+    if settings.stream:
+        return fuse_streaming(settings)
     from weldnet.cli._input import make_input
     from weldnet.cli._method import check_device, choose_method
     from weldnet.cli._networks import gather_networks
@@ -269,7 +288,7 @@ def _check_outputs(settings: FuseConfig) -> None:
     folder = is_folder(settings.output)
     if not folder:
         refuse_suffix(settings.output, WRITTEN_SUFFIXES)
-    elif not all(map(is_pretrained, settings.networks)):
+    elif not settings.stream and not all(map(is_pretrained, settings.networks)):
         refuse_foreign(settings.output)
     elif os.path.lexists(settings.output):
         raise UsageError(f"{str(settings.output)!r} is there already; a folder is written anew: choose another name")

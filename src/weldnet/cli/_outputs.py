@@ -19,8 +19,19 @@ if TYPE_CHECKING:
 
     from weldnet.evaluation import Labelled
     from weldnet.fusion import Fusion
+    from weldnet.streaming import Streamed
 
-__all__ = ["CARD", "CONFIG", "WEIGHTS", "Outputs", "is_folder", "refuse_foreign", "this_command", "write_results"]
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "WEIGHTS",
+    "Outputs",
+    "is_folder",
+    "refuse_foreign",
+    "this_command",
+    "write_beside",
+    "write_results",
+]
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 """What a folder of a fused network holds."""
@@ -96,18 +107,41 @@ def write_results(result: Fusion, outputs: Outputs) -> None:
     Raises:
         CheckpointError: one of the files cannot be written.
     """
-    from weldnet.checkpoints import atomic_path
-
     with ExitStack() as stack:
-        if outputs.report is not None:
-            text = _report(result, outputs)
-            stack.enter_context(atomic_path(outputs.report)).write_text(text, encoding="utf-8")
-        if outputs.alignment is not None:
-            _save_alignment(result, stack.enter_context(atomic_path(outputs.alignment)), outputs.alignment)
+        _enter_companions(stack, result, outputs)
         if is_folder(outputs.weights):
             _write_folder(result, outputs, stack)
         else:
             result.save(outputs.weights, files=outputs.files)
+
+
+def write_beside(result: Streamed, outputs: Outputs) -> None:
+    """Write what goes with shards that are written already: config, card, report, alignment.
+
+    Raises:
+        CheckpointError: one of the files cannot be written.
+    """
+    from weldnet.checkpoints import atomic_path
+    from weldnet.report import card
+
+    loads = f'import weldnet\n\nstate = weldnet.load("{outputs.weights.name}")'
+    names = [str(file) for file in outputs.files]
+    text = card(result, config=outputs.config, files=names, model=outputs.model, loads=loads)
+    with ExitStack() as stack:
+        _enter_companions(stack, result, outputs)
+        for name, content in ((CONFIG, outputs.config), (CARD, text)):
+            stack.enter_context(atomic_path(outputs.weights / name)).write_text(content, encoding="utf-8")
+
+
+def _enter_companions(stack: ExitStack, result: Fusion | Streamed, outputs: Outputs) -> None:
+    """Write the report and the alignment; they get their names when the stack closes."""
+    from weldnet.checkpoints import atomic_path
+
+    if outputs.report is not None:
+        text = _report(result, outputs)
+        stack.enter_context(atomic_path(outputs.report)).write_text(text, encoding="utf-8")
+    if outputs.alignment is not None:
+        _save_alignment(result, stack.enter_context(atomic_path(outputs.alignment)), outputs.alignment)
 
 
 def _write_folder(result: Fusion, outputs: Outputs, stack: ExitStack) -> None:
@@ -146,7 +180,7 @@ def _new_or_old(target: Path) -> Iterator[Path]:
         raise
 
 
-def _report(result: Fusion, outputs: Outputs) -> str:
+def _report(result: Fusion | Streamed, outputs: Outputs) -> str:
     from weldnet.records import Records
     from weldnet.report import build, fusion_records, to_csv, to_html, to_markdown
 
@@ -169,7 +203,7 @@ def this_command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def _save_alignment(result: Fusion, temporary: Path, path: Path) -> None:
+def _save_alignment(result: Fusion | Streamed, temporary: Path, path: Path) -> None:
     from weldnet.errors import CheckpointError
 
     try:

@@ -17,7 +17,7 @@ from weldnet.errors import CheckpointError, ModelError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build_pretrained", "dummy_input", "load_pretrained", "require_alike", "save_pretrained"]
+__all__ = ["build_pretrained", "companions", "dummy_input", "load_pretrained", "require_alike", "save_pretrained"]
 
 #: What says nothing about whether two networks fit together.
 _UNIMPORTANT = (
@@ -143,9 +143,8 @@ def save_pretrained(
         temporary.mkdir(parents=True)
         with _quiet():
             network.save_pretrained(temporary)  # pyright: ignore[reportCallIssue]  (built by transformers)
-        for file in sorted(parent.iterdir()):
-            copied = file.is_file() and not file.name.startswith(".") and not file.name.endswith(_NOT_COPIED)
-            if copied and not (temporary / file.name).exists():
+        for file in companions(parent):
+            if not (temporary / file.name).exists():
                 shutil.copyfile(file, temporary / file.name)
         document = {key: _parsed(value) for key, value in metadata.items()}
         for name, text in {"weldnet.json": json.dumps(document, indent=1) + "\n", **(more or {})}.items():
@@ -158,6 +157,15 @@ def save_pretrained(
                 f"{str(output)!r}: cannot be written: {_one_line(error)}; choose another output folder or make room"
             ) from error
         raise
+
+
+def companions(folder: Path) -> list[Path]:
+    """Return the files of a folder that go with any weights of its network: the config, the tokenizer, ..."""
+    return [
+        file
+        for file in sorted(folder.iterdir())
+        if file.is_file() and not file.name.startswith(".") and not file.name.endswith(_NOT_COPIED)
+    ]
 
 
 # -- transformers ------------------------------------------------------------------------------------

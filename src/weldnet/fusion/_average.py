@@ -13,6 +13,9 @@ from weldnet.errors import FusionError, UsageError
 
 __all__ = ["average", "normalise_weights"]
 
+#: Sums in float64 are taken over pieces of this many numbers, so that no tensor is copied whole.
+_PIECE = 1 << 22
+
 
 def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
     """Average state dicts tensor by tensor.
@@ -63,6 +66,14 @@ def normalise_weights(weights: Sequence[float] | None, count: int) -> list[float
     return [w / total for w in weights]
 
 
+def _mean_of_floats(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    wide = torch.complex128 if tensors[0].is_complex() else torch.float64
+    total = torch.zeros_like(tensors[0], dtype=wide)
+    for tensor, share in zip(tensors, shares, strict=True):
+        total.add_(tensor.to(wide), alpha=share)
+    return total
+
+
 def _mean(name: str, tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     first = tensors[0]
     for other in tensors[1:]:
@@ -71,11 +82,12 @@ def _mean(name: str, tensors: Sequence[Tensor], shares: Sequence[float]) -> Tens
         if other.is_floating_point() != first.is_floating_point():
             raise FusionError(f"{name}: dtypes {first.dtype} and {other.dtype} cannot be averaged; convert one of them")
     if first.is_floating_point() or first.is_complex():
-        wide = torch.complex128 if first.is_complex() else torch.float64
-        total = torch.zeros_like(first, dtype=wide)
-        for tensor, share in zip(tensors, shares, strict=True):
-            total.add_(tensor.detach().to(first.device, wide), alpha=share)
-        return total.to(first.dtype)
+        mean = torch.empty_like(first, requires_grad=False, memory_format=torch.contiguous_format)
+        flat = [tensor.detach().to(first.device).reshape(-1) for tensor in tensors]
+        for start in range(0, first.numel(), _PIECE):
+            piece = slice(start, start + _PIECE)
+            mean.view(-1)[piece] = _mean_of_floats([values[piece] for values in flat], shares)
+        return mean
     if all(torch.equal(first, other.to(first.device, first.dtype)) for other in tensors[1:]):
         return first.detach().clone()
     if first.dim() == 0 and first.dtype != torch.bool:

@@ -11,6 +11,7 @@ from weldnet._words import counted
 
 if TYPE_CHECKING:
     from weldnet.fusion import Fusion, Row
+    from weldnet.streaming import Streamed
 
 __all__ = ["CARD_MARK", "card"]
 
@@ -19,7 +20,7 @@ CARD_MARK = "library_name: weldnet"
 
 
 def card(
-    fusion: Fusion,
+    fusion: Fusion | Streamed,
     *,
     config: str,
     files: Sequence[str] = (),
@@ -81,7 +82,7 @@ def _score(name: str, value: float | None) -> str:
     return f"{value:.2%}" if name == "accuracy" else f"{value:.4f}"
 
 
-def _parents(fusion: Fusion, files: Sequence[str]) -> str:
+def _parents(fusion: Fusion | Streamed, files: Sequence[str]) -> str:
     provenance = json.loads(fusion.provenance(files)["parents"])
     rows = [row for row in fusion.report.rows if row.role == "parent"]
     body: list[list[str]] = []
@@ -96,7 +97,7 @@ def _parents(fusion: Fusion, files: Sequence[str]) -> str:
     )
 
 
-def _facts(fusion: Fusion) -> list[tuple[str, str]]:
+def _facts(fusion: Fusion | Streamed) -> list[tuple[str, str]]:
     report = fusion.report
     structure = f"{counted(report.spaces, 'space')}, {report.free_share:.1%} of the hidden positions free"
     found = [("structure", structure), ("check", report.check)]
@@ -105,7 +106,7 @@ def _facts(fusion: Fusion) -> list[tuple[str, str]]:
     return [*found, ("seed", str(fusion.config.get("seed", 0)))]
 
 
-def _loads(fusion: Fusion, model: str, weights: str) -> str:
+def _loads(fusion: Fusion | Streamed, model: str, weights: str) -> str:
     builds = f"the network that {model} builds" if model else "a network of the parents' class"
     wider = ", made as wide as the file says" if fusion.widths else ""
     return f'import weldnet\n\n# model is {builds}{wider}\nmodel = weldnet.load_model("{weights}", model)'

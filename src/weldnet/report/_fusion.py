@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from weldnet.evaluation import Labelled
     from weldnet.fusion import Fusion, Report
+    from weldnet.streaming import Streamed
 
 __all__ = ["fusion_records"]
 
@@ -23,7 +24,7 @@ _PATIENCE = 30.0
 
 
 def fusion_records(
-    fusion: Fusion,
+    fusion: Fusion | Streamed,
     *,
     parents: Mapping[str, nn.Module] | None = None,
     evaluate_on: Labelled | None = None,
@@ -61,7 +62,7 @@ def fusion_records(
     return found
 
 
-def _run(fusion: Fusion, command: str) -> dict[str, Any]:
+def _run(fusion: Fusion | Streamed, command: str) -> dict[str, Any]:
     report = fusion.report
     agreement = (report.row("fused") or report.rows[-1]).agreement
     protocol: dict[str, Any] = {
@@ -109,7 +110,7 @@ def _plain(coupling: Any) -> Any:
 # -- the barrier -----------------------------------------------------------------------------------
 
 
-def _is_cheap(fusion: Fusion, parents: Mapping[str, nn.Module]) -> bool:
+def _is_cheap(fusion: Fusion | Streamed, parents: Mapping[str, nn.Module]) -> bool:
     shapes = [{key: tensor.shape for key, tensor in network.state_dict().items()} for network in parents.values()]
     if any(other != shapes[0] for other in shapes[1:]) or fusion.report.size is not None:
         return False
@@ -119,7 +120,7 @@ def _is_cheap(fusion: Fusion, parents: Mapping[str, nn.Module]) -> bool:
 
 
 def _barriers(
-    fusion: Fusion,
+    fusion: Fusion | Streamed,
     parents: Mapping[str, nn.Module],
     evaluate_on: Labelled,
     method: str,

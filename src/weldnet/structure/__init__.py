@@ -12,6 +12,7 @@ from weldnet.structure._referee import Referee
 from weldnet.structure._routes import ROUTES
 from weldnet.structure._same import same_group
 from weldnet.structure._spec import Frozen, Layout, Place, Space, Structure
+from weldnet.structure._stored import StoredReferee, build_weightless, without_weights
 from weldnet.structure._svg import draw_svg
 from weldnet.structure._tree import tree
 from weldnet.structure._widen import Wider, used_entries, widened, wider_shape
@@ -29,6 +30,7 @@ __all__ = [
     "Referee",
     "Shares",
     "Space",
+    "StoredReferee",
     "Structure",
     "Wider",
     "as_stored",
@@ -36,6 +38,7 @@ __all__ = [
     "blend",
     "block_space",
     "bricks_of",
+    "build_weightless",
     "capture",
     "carried",
     "carried_rows",
@@ -56,4 +59,5 @@ __all__ = [
     "used_entries",
     "widened",
     "wider_shape",
+    "without_weights",
 ]

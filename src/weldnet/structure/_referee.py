@@ -20,7 +20,16 @@ from weldnet.structure._outputs import output_tensors
 from weldnet.structure._spec import Structure
 from weldnet.structure._trace import Operation, Trace, call, trace
 
-__all__ = ["LOW_PRECISION_TOLERANCE", "TOLERANCE", "Referee", "allowed", "blame", "only"]
+__all__ = [
+    "LOW_PRECISION_TOLERANCE",
+    "TOLERANCE",
+    "Referee",
+    "allowed",
+    "blame",
+    "only",
+    "relative_change",
+    "stays_double",
+]
 
 #: Allowed relative change of the output in float64, and where the model itself computes in lower precision.
 TOLERANCE = 1e-9
@@ -62,7 +71,7 @@ class Referee:
             prepare(self.model, double)
         self.state = {k: t for k, t in self.model.state_dict().items() if isinstance(t, Tensor)}
         random = draw_floats(double, generator)
-        self.tolerance = TOLERANCE if _stays_double(self.model, double, outputs) else LOW_PRECISION_TOLERANCE
+        self.tolerance = TOLERANCE if stays_double(self.model, double, outputs) else LOW_PRECISION_TOLERANCE
         answers = [self._answer(self.state, x) for x in (double, random)]
         if not _finite(answers[0]):
             raise StructureError(
@@ -93,18 +102,19 @@ class Referee:
         for now, before in zip(answers, self._answers, strict=True):
             if [t.shape for t in now] != [t.shape for t in before]:
                 raise ModelError(f"{type(other).__name__} answers in other shapes; a width is written into it")
-        return _worst(_change(now, before) for now, before in zip(answers, self._answers, strict=True))
+        return _worst(relative_change(now, before) for now, before in zip(answers, self._answers, strict=True))
 
     def change(self, state: Mapping[str, Tensor], index: int = -1) -> float:
         """Return the largest relative change of the outputs on one input, as :meth:`error`."""
-        return _change(self._answer(state, self.inputs[index]), self._answers[index])
+        return relative_change(self._answer(state, self.inputs[index]), self._answers[index])
 
     def _answer(self, state: Mapping[str, Tensor], x: Any) -> list[Tensor]:
         forget_cached(self.model)
         return output_tensors(call(self.model, state, x), self.outputs)
 
 
-def _change(answers: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def relative_change(answers: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest change of some outputs, relative to the largest number in each; NaN if there is a NaN."""
     worst = 0.0
     for now, before in zip(answers, expected, strict=True):
         if before.numel():
@@ -135,7 +145,8 @@ def _in_double(model: nn.Module, example_input: Any) -> tuple[nn.Module, Any]:
     return twin, double
 
 
-def _stays_double(model: nn.Module, example_input: Any, outputs: str | Sequence[str] | None) -> bool:
+def stays_double(model: nn.Module, example_input: Any, outputs: str | Sequence[str] | None) -> bool:
+    """Whether no operation of a model computes in lower precision than float64."""
     low = {torch.float32, torch.float16, torch.bfloat16}
     return not any(ref.dtype in low for op in trace(model, example_input, outputs).operations for ref in op.outputs)
 

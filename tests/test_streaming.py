@@ -1,0 +1,351 @@
+"""Fusing from disk to disk: the same network as in memory, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import weldnet
+from networks import NETWORKS
+from weldnet import models
+from weldnet.alignment import Gamf, WeightMatching, Workspace
+from weldnet.checkpoints import StoredState, _stored, plan_shards, read_metadata, save, shard_names, write_shard
+from weldnet.cli import main
+from weldnet.errors import CheckpointError, StructureError, UsageError
+from weldnet.streaming import _fuse as streaming
+from weldnet.structure import StoredReferee, Structure, build_weightless
+
+METHODS = [WeightMatching(), Gamf(gamma=0.4), Gamf(sigma=4.0, gamma=0.3)]
+CHOSEN = (
+    *("linear", "batch_norm", "grouped_twice", "group_norm", "tied_transposed", "two_names", "attention"),
+    *("encoder_layer", "residual_downsample", "embedding"),
+)
+X = torch.randn(3, 6, generator=torch.Generator().manual_seed(9))
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+
+
+def parents(make: Any, count: int, folder: Path, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Any], dict]:
+    """Make networks and write each as a file."""
+    modules = {}
+    for number in range(count):
+        torch.manual_seed(number)
+        modules[f"n{number}"] = make().to(dtype).eval()
+    return modules, write(modules, folder)
+
+
+def write(modules: dict[str, nn.Module], folder: Path) -> dict[str, Path]:
+    files = {name: folder / f"{name}.safetensors" for name in modules}
+    for name, module in modules.items():
+        save(module.state_dict(), files[name])
+    return files
+
+
+def fused_bytes(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+# -- the same as in memory -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("name", CHOSEN)
+def test_it_is_the_network_that_is_fused_in_memory(name, method, tmp_path):
+    network = NETWORKS[name]
+    x = network.example()
+    modules = {f"n{seed}": network.model(seed) for seed in range(2)}
+    files = write(modules, tmp_path)
+    expected = weldnet.fuse(modules, x, method=method, repair="none", check=False, progress=False)
+    found = weldnet.fuse_files(
+        files,
+        x,
+        model=lambda: network.build().double(),
+        out=tmp_path / "out",
+        method=method,
+        shard_size="2KB",
+        progress=False,
+    )
+    state = weldnet.load(found.path)
+    for key, tensor in state.items():
+        assert torch.equal(tensor, expected.state_dict()[key]), key
+    assert set(state) >= set(expected.structure.shapes) - set(expected.structure.aliases)
+    assert found.structure.spaces == expected.structure.spaces
+    assert found.report.check.startswith("passed")
+    assert all(row.equivalence <= 1e-4 for row in found.report.rows if row.role == "parent")
+
+
+@pytest.mark.parametrize("method", METHODS[:2], ids=repr)
+def test_many_networks_with_weights_of_their_own(method, tmp_path):
+    modules, files = parents(perceptron, 4, tmp_path)
+    options: dict[str, Any] = {"method": method, "weights": [0.4, 0.3, 0.2, 0.1], "progress": False}
+    expected = weldnet.fuse(modules, X, repair="none", **options)
+    found = weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "out", **options)
+    torch.testing.assert_close(weldnet.load(found.path), expected.state_dict(), rtol=0, atol=1e-6)
+    assert found.report.objective == pytest.approx(expected.report.objective, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_type_of_the_files_is_kept(dtype, tmp_path):
+    modules, files = parents(perceptron, 2, tmp_path, dtype)
+    expected = weldnet.fuse(modules, X.to(dtype), repair="none", check=False, progress=False)
+    found = weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "out", progress=False)
+    state = weldnet.load(found.path)
+    assert {tensor.dtype for tensor in state.values()} == {dtype}
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in state.items())
+
+
+def test_tensors_are_read_one_place_at_a_time(tmp_path, monkeypatch):
+    def deep() -> nn.Module:
+        return nn.Sequential(*[layer for _ in range(12) for layer in (nn.Linear(64, 64), nn.ReLU())])
+
+    _, files = parents(deep, 2, tmp_path)
+    alive: list[weakref.ref[Tensor]] = []
+    peak = 0
+    read = _stored.read_tensor
+
+    def counting(where: Any) -> Tensor:
+        nonlocal peak
+        tensor = read(where)
+        alive[:] = [ref for ref in alive if ref() is not None] + [weakref.ref(tensor)]
+        peak = max(peak, sum(ref().nbytes for ref in alive))
+        return tensor
+
+    monkeypatch.setattr(_stored, "read_tensor", counting)
+    options: dict[str, Any] = {"method": "weight_matching", "progress": False}
+    weldnet.fuse_files(files, torch.zeros(1, 64), model=deep, out=tmp_path / "out", **options)
+    assert peak <= 3 * 64 * 64 * 4
+
+
+# -- interrupted and gone on with ------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for a signal: nobody catches it."""
+
+
+@pytest.mark.parametrize("method", [WeightMatching(), Gamf(gamma=0.5)], ids=repr)
+def test_going_on_gives_the_same_bytes(method, tmp_path, monkeypatch):
+    def nested() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2))
+
+    x = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    _, files = parents(nested, 3, tmp_path)
+    monkeypatch.setattr("weldnet.alignment._workspace._SMALL", 64)  # couplings of a few units go to files too
+    options: dict[str, Any] = {"method": method, "shard_size": 600, "check": False, "progress": False}
+    whole = weldnet.fuse_files(files, x, model=nested, out=tmp_path / "whole", **options)
+    reads = count_reads(monkeypatch, None)
+    weldnet.fuse_files(files, x, model=nested, out=tmp_path / "again", **options)
+    assert fused_bytes(tmp_path / "again") == fused_bytes(whole.path)
+    places = range(3, reads[0], max(1, reads[0] // 7))
+    assert len(places) > 5
+    for number in places:
+        out = tmp_path / f"killed{number}"
+        count_reads(monkeypatch, number)
+        with pytest.raises(Killed):
+            weldnet.fuse_files(files, x, model=nested, out=out, **options)
+        assert not out.exists()
+        count_reads(monkeypatch, None)
+        weldnet.fuse_files(files, x, model=nested, out=out, **options)
+        assert fused_bytes(out) == fused_bytes(whole.path)
+        assert not out.with_name(f"{out.name}.unfinished").exists()
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch, limit: int | None) -> list[int]:
+    """Count the tensors that are read; after some of them the process dies, if ``limit`` says so."""
+    counts, read = [0], _stored.StoredState.__getitem__
+    original = getattr(read, "original", read)
+
+    def counting(state: StoredState, key: str) -> Tensor:
+        counts[0] += 1
+        if limit is not None and counts[0] > limit:
+            raise Killed
+        return original(state, key)
+
+    counting.original = original  # pyright: ignore[reportFunctionMemberAccess]
+    monkeypatch.setattr(_stored.StoredState, "__getitem__", counting)
+    return counts
+
+
+def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
+    _, files = parents(perceptron, 2, tmp_path)
+    options: dict[str, Any] = {"model": perceptron, "out": tmp_path / "out", "shard_size": 300, "progress": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming, "write_index", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            weldnet.fuse_files(files, X, **options)
+    shards = sorted((tmp_path / "out.unfinished" / "result").glob("*.safetensors"))
+    times = [shard.stat().st_mtime_ns for shard in shards]
+    monkeypatch.setattr(streaming, "Workspace", None)  # the alignment is found already
+    weldnet.fuse_files(files, X, **options)
+    assert len(shards) > 2
+    assert times == [(tmp_path / "out" / shard.name).stat().st_mtime_ns for shard in shards]
+
+
+# -- what is written -------------------------------------------------------------------------------
+
+
+def test_the_result_says_where_it_comes_from(tmp_path):
+    _, files = parents(perceptron, 2, tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    found = weldnet.fuse_files(
+        files, X, model=perceptron, out=tmp_path / "out", shard_size="600", progress=False,
+        companions=[tmp_path / "tokenizer.json"],
+    )  # fmt: skip
+    index = json.loads((found.path / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(perceptron().state_dict())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in perceptron().state_dict().values())
+    record = json.loads((found.path / "weldnet.json").read_text())
+    assert [parent["file"] for parent in record["parents"]] == ["n0.safetensors", "n1.safetensors"]
+    assert record["config"]["method"].startswith("Gamf")
+    assert json.loads(read_metadata(found.path)["config"]) == record["config"]
+    assert (found.path / "tokenizer.json").read_text() == "{}"
+
+
+def test_shards_are_full_but_for_the_last_and_large_tensors_stand_alone():
+    entries = {str(i): (torch.float32, (size,)) for i, size in enumerate((2, 2, 1, 9, 1, 1))}
+    assert plan_shards(entries, 16) == [["0", "1"], ["2"], ["3"], ["4", "5"]]
+    assert shard_names(4)[0] == "model-00001-of-00004.safetensors"
+
+
+# -- what cannot be meant --------------------------------------------------------------------------
+
+
+def refused(kind: type[Exception], words: str, files: Any, tmp_path: Path, **options: Any) -> None:
+    given: dict[str, Any] = {"model": perceptron, "out": tmp_path / "out", "progress": False, **options}
+    with pytest.raises(kind) as caught:
+        weldnet.fuse_files(files, X, **given)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_files_are_refused_by_name(tmp_path):
+    modules, files = parents(perceptron, 2, tmp_path)
+    good = files["n0"]
+    state = modules["n1"].state_dict()
+
+    def bad(name: str, **changes: Tensor) -> list[Path]:
+        save_file({**state, **changes}, tmp_path / name)
+        return [good, tmp_path / name]
+
+    refused(CheckpointError, "no such file", [good, tmp_path / "none.safetensors"], tmp_path)
+    refused(CheckpointError, "of another shape", bad("wide.safetensors", **{"0.bias": torch.zeros(17)}), tmp_path)
+    refused(CheckpointError, "NaN", bad("nan.safetensors", **{"0.bias": torch.full((16,), torch.nan)}), tmp_path)
+    refused(CheckpointError, "extra", bad("extra.safetensors", extra=torch.zeros(2)), tmp_path)
+    torch.save(state, tmp_path / "old.pt")
+    refused(CheckpointError, "only safetensors", [good, tmp_path / "old.pt"], tmp_path)
+    (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:-9])
+    refused(CheckpointError, "cut short", [good, tmp_path / "cut.safetensors"], tmp_path)
+    refused(UsageError, "two networks", [good], tmp_path)
+    refused(UsageError, "optimal_transport", files, tmp_path, method="optimal_transport")
+    refused(UsageError, "shard size", files, tmp_path, shard_size="many")
+    refused(UsageError, "sum to", files, tmp_path, weights=[0.5, 0.6])
+
+
+def test_a_type_without_a_name_is_refused(tmp_path):
+    _, files = parents(perceptron, 2, tmp_path)
+    content = files["n1"].read_bytes()
+    assert content.count(b'"F32"') == 6
+    files["n1"].write_bytes(content.replace(b'"F32"', b'"X32"'))
+    refused(CheckpointError, "n1.safetensors", files, tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    _, files = parents(perceptron, 2, tmp_path)
+    found = weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "c", shard_size=300, progress=False)
+    lost = found.path / shard_names(len(list(found.path.glob("*.safetensors"))))[1]
+    lost.unlink()
+    refused(CheckpointError, lost.name, [files["n0"], found.path], tmp_path)
+
+
+def test_a_full_disk_leaves_what_was_done(tmp_path, monkeypatch):
+    _, files = parents(perceptron, 2, tmp_path)
+    shards: list[Path] = []
+
+    def full(path: Path, *rest: Any) -> None:
+        if len(shards) == 2:
+            raise CheckpointError(f"{str(path)!r}: cannot be written: No space left on device")
+        shards.append(path)
+        write_shard(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming, "write_shard", full)
+        refused(CheckpointError, "No space left", files, tmp_path, shard_size=300)
+    assert all(shard.exists() for shard in shards)
+    refused(CheckpointError, "shard_size", files, tmp_path, shard_size=400)
+    refused(CheckpointError, "seed", files, tmp_path, shard_size=300, seed=1)
+    weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "out", shard_size=300, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming.shutil, "disk_usage", lambda folder: type("usage", (), {"free": 10}))
+        with pytest.raises(CheckpointError, match="the disk has"):
+            weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "other", progress=False)
+
+
+def test_a_damaged_workspace_is_named(tmp_path):
+    Workspace(tmp_path / "w").keep("hard", {"sweeps": 1})
+    (tmp_path / "w" / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="unfinished alignment"):
+        Workspace(tmp_path / "w")
+
+
+# -- the proof -------------------------------------------------------------------------------------
+
+
+def test_weights_from_disk_prove_as_those_in_memory_do(tmp_path):
+    modules, files = parents(perceptron, 1, tmp_path)
+    structure = weldnet.capture(modules["n0"], X)
+    model, state = build_weightless(perceptron), StoredState(files["n0"])
+    assert all(p.is_meta for p in model.parameters())
+    referee = StoredReferee(model, X, structure, state.__getitem__)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    assert referee.error({"0": order}) < 1e-12
+    wrong = Structure(
+        structure.spaces, structure.places[1:], structure.frozen, structure.shapes
+    )  # the first place is forgotten
+    assert StoredReferee(model, X, wrong, state.__getitem__).error({"0": order}) > 1e-3
+
+
+def test_a_structure_that_does_not_hold_stops_the_fusion(tmp_path, monkeypatch):
+    modules, files = parents(perceptron, 2, tmp_path)
+    right = weldnet.capture(modules["n0"], X)
+    wrong = Structure(right.spaces, right.places[1:], right.frozen, right.shapes)
+    monkeypatch.setattr(streaming, "capture", lambda *_, **__: wrong)
+    refused(StructureError, "answers otherwise", files, tmp_path)
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+def test_the_command_line_streams(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    for name in "ab":
+        save(models.build("mlp", sizes=(64, 12, 10)).state_dict(), f"{name}.safetensors")
+    base = ["fuse", "a.safetensors", "b.safetensors", "--model", "mlp?sizes=64,12,10", "--input", "1,1,8,8"]
+    for extra in (["--data", "digits"], ["--size", "1.5"], ["--repair", "weights"], ["--into", "b"], ["--spaces"]):
+        assert main([*base, "-o", "out", "--stream", *extra]) == 2
+        assert "needs the networks in memory" in capsys.readouterr().err
+    assert main([*base, "-o", "out.safetensors", "--shard-size", "1KB"]) == 2
+    assert main([*base, "-o", "out.safetensors", "--stream"]) == 2
+    capsys.readouterr()
+    assert main([*base, "-o", "out", "--stream", "--shard-size", "1KB", "--report", "r.md", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["output"] == "out"
+    assert "weldnet: align: temperature 1 of" in said.err
+    assert "weights read from disk" in Path("r.md").read_text()
+    assert "weldnet.load" in Path("out/README.md").read_text()
+    assert "stream: true" in Path("out/config.yaml").read_text()
+    assert main([*base, "-o", "fused.safetensors", "--repair", "none"]) == 0
+    expected = weldnet.load("fused.safetensors")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weldnet.load("out").items())
+    assert main([*base, "-o", "out", "--stream"]) == 2
+    assert "is there already" in capsys.readouterr().err
