@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 ZOO := torchvision==0.28.0 timm==1.0.31
 PEERS := rebasin==0.0.47 torch-pruning==1.6.1 torchview==0.2.7 graphviz==0.21
 
-.PHONY: demo test lint types layers unit study study-structure study-routes study-peers study-transformers study-laws bench bench-full-size format clean
+.PHONY: demo test test-federated lint types layers unit study study-structure study-routes study-peers study-transformers study-laws bench bench-full-size format clean
 
 demo: $(VENV)/.demo        ## install, then the main job on embedded data
 	$(BIN)/weldnet demo -o demo
@@ -28,6 +28,9 @@ layers: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests src
+
+test-federated: $(VENV)/.dev  ## minutes: runs with Flower's own programs, which are killed on the way
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow tests/test_flower_programs.py
 
 study: $(VENV)/.dev        ## hours: trains the study's networks, writes docs/results
 	$(BIN)/python studies/train_networks.py

@@ -292,6 +292,29 @@ time.sleep(99)
     until(lambda: not alive(mark))
 
 
+def test_what_programs_start_in_turn_ends_when_their_command_is_killed(tmp_path):
+    """The server app is started by Flower, in a session of its own, with nobody to tell it."""
+    app = (
+        "from weldnet.federated.flower._processes import end_with_owner; end_with_owner(); import time; time.sleep(99)"
+    )
+    starter = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {app!r}], start_new_session=True)"
+    code = f"""
+import os, sys, time
+from weldnet.federated.flower._processes import Processes
+programs = Processes({str(tmp_path)!r}, os.environ)
+programs.start("starter", [sys.executable, "-c", {starter!r}]).process.wait()
+print(programs.env["WELDNET_FEDERATION"], flush=True)
+time.sleep(99)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    mark = parent.stdout.readline().strip()
+    assert len(alive(mark)) == 1
+    parent.kill()
+    parent.wait()
+    until(lambda: not alive(mark), 120)
+
+
 def test_a_program_that_is_not_there_is_one_line(tmp_path):
     with Processes(tmp_path, os.environ) as programs, pytest.raises(FederatedError, match=r"pip install"):
         programs.start("no", [str(tmp_path / "no-such-program")])

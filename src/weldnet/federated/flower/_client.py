@@ -13,6 +13,7 @@ from weldnet.data import Split, load
 from weldnet.errors import ConfigError
 from weldnet.federated import ClientUpdate, FederatedConfig, Federation, Order
 from weldnet.federated.flower._memory import ClientMemory
+from weldnet.federated.flower._processes import end_with_owner
 from weldnet.federated.flower._replies import CLASS_COUNTS, CLASSES, EXAMPLES, PARTITION, error_reply
 from weldnet.federated.flower._settings import RunSettings
 from weldnet.federated.flower._wire import to_record, to_state
@@ -30,6 +31,7 @@ dataset; and ``state``, a folder where it keeps what its algorithm needs in the 
 
 @client_app.train()
 def _train(message: Message, context: Context) -> Message:
+    end_with_owner()
     name = f"node {context.node_id}"
     try:
         partition = _partition(context)

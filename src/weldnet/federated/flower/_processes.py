@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,13 +21,14 @@ from typing import final
 
 from weldnet.errors import FederatedError
 
-__all__ = ["Processes", "Program", "free_port", "require_free"]
+__all__ = ["Processes", "Program", "end_with_owner", "free_port", "require_free"]
 
 GRACE = 10.0
 """Seconds that a program has to end by itself."""
 
 _PR_SET_PDEATHSIG = 1
 _MARK = "WELDNET_FEDERATION"
+_OWNER = "WELDNET_FEDERATION_OWNER"
 
 
 @final
@@ -73,7 +76,7 @@ class Processes:
 
     def __init__(self, folder: str | os.PathLike[str], env: Mapping[str, str]) -> None:
         self.folder, self._mark = Path(folder), uuid.uuid4().hex
-        self.env = {**env, _MARK: self._mark}
+        self.env = {**env, _MARK: self._mark, _OWNER: str(os.getpid())}
         self.programs: list[Program] = []
 
     def __enter__(self) -> Processes:
@@ -123,6 +126,29 @@ class Processes:
         for process in _marked(self._mark):
             with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGKILL)
+
+
+@functools.cache
+def end_with_owner() -> None:
+    """Let this process end when the command ends that it works for, however that ends.
+
+    A program may start others in turn, which nobody asks to end when the command is killed by force; a server that goes
+    on alone would write into a folder that another one has taken over. Nothing happens where there is no such command.
+    """
+    owner = int(os.environ.get(_OWNER, "0"))
+    if owner and owner != os.getpid():
+        threading.Thread(target=_watch, args=(owner,), daemon=True).start()
+
+
+def _watch(owner: int) -> None:
+    while True:
+        try:
+            os.kill(owner, 0)
+        except ProcessLookupError:
+            os._exit(1)
+        except OSError:
+            pass
+        time.sleep(0.5)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from weldnet.federated import Federation, Order, Server
 from weldnet.federated.flower._messenger import Messenger
+from weldnet.federated.flower._processes import end_with_owner
 from weldnet.federated.flower._settings import RunSettings
 from weldnet.federated.flower._strategy import refuse_masked
 from weldnet.federated.flower._wire import to_record
@@ -28,6 +29,7 @@ server_app = ServerApp()
 
 @server_app.main()
 def _main(grid: Grid, context: Context) -> None:
+    end_with_owner()
     settings = RunSettings.from_flower(context.run_config)
     server = run_rounds(grid, settings)
     context.state["done"] = MetricRecord({"rounds": server.round})
