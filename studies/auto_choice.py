@@ -64,14 +64,14 @@ TABLES = (
 NETWORKS, UNLABELLED, SCORED = 3, 512, 2000
 
 
-def run(nets: Path, out: Path, sets: list[str], methods: list[str]) -> None:
+def run(nets: Path, out: Path, sets: list[str], methods: list[str], pairs: int | None) -> None:
     """Fuse what is not in the records yet."""
     records = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     done = {(r["set"], r["networks"], r["method"]) for r in records}
     origin = provenance()
     for name, (source, kind, options) in SETS.items():
         files = sorted((nets / name).glob("seed*.safetensors"), key=lambda f: int(f.stem[4:]))[:NETWORKS]
-        for pair in itertools.combinations(files, 2) if not sets or name in sets else ():
+        for pair in list(itertools.combinations(files, 2))[:pairs] if not sets or name in sets else ():
             names = ",".join(f.stem for f in pair)
             todo = [m for m in methods if (name, names, m) not in done]
             if not todo:
@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path)
     parser.add_argument("--sets", nargs="*", default=[], help="only these sets")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), help="only these methods")
+    parser.add_argument("--pairs", type=int, help="only so many pairs of a set")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -210,7 +211,7 @@ def main() -> None:
         table(args.out, args.table)
     else:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        run(args.nets, args.out, args.sets, args.methods)
+        run(args.nets, args.out, args.sets, args.methods, args.pairs)
 
 
 if __name__ == "__main__":

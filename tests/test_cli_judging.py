@@ -103,6 +103,22 @@ def test_fuse_prints_how_well_each_space_was_matched(cli, trio):
     assert row["quality"] > row["unaligned"]
 
 
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [("activation_matching", "activation_matching"), ("auto", f"{AUTO['with data'].method} ")],
+)
+def test_methods_get_unlabelled_images_where_nothing_is_repaired(cli, trio, method, says):
+    arguments = ("fuse", *trio[:2], "-o", "fused.pt", *BASE, "--repair", "none", "--method", method, "--json")
+    code, out, err = cli(*arguments, "--data", "digits")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["method"].startswith(says)
+    assert document["repair"] == "none"
+    code, _, err = cli(*arguments)
+    assert code == (0 if method == "auto" else 2)
+    assert method == "auto" or "unlabelled inputs" in err
+
+
 # -- compare -----------------------------------------------------------------------------------------
 
 
