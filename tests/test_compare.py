@@ -107,7 +107,7 @@ def test_options_of_methods_and_repairs_are_named():
     repairs = [BatchNormReset(samples=20)]
     nets = pair(norm=True)
     found = compare(nets, X[:2], methods=methods, repairs=repairs, evaluate_on=DATA, data=X, progress=False)
-    assert [row.method for row in found.rows] == ["gamf sigma=4.0", "gamf", "auto: gamf activations=0.3"]
+    assert [row.method for row in found.rows] == ["gamf sigma=4.0", "gamf", "auto: gamf activations=1.0"]
     assert {row.repair for row in found.rows} == {"BatchNormReset(samples=20, batch_size=128)"}
     # 20 inputs were needed; a batch holds 128, of which all were read.
     assert [row.samples for row in found.rows] == [60, 60, 60]

@@ -35,7 +35,7 @@ class Choice:
 AUTO: dict[Situation, Choice] = {
     "without data": Choice("gamf", "highest accuracy of all that need no data, docs/results/auto-choice.md"),
     "with data": Choice(
-        "gamf", "highest accuracy, docs/results/auto-choice.md", MappingProxyType({"activations": 0.3})
+        "gamf", "highest accuracy, docs/results/auto-choice.md", MappingProxyType({"activations": 1.0})
     ),
     "other widths": Choice("optimal_transport", "the widths differ, and it is the method that takes other widths"),
 }
