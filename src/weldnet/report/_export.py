@@ -12,12 +12,14 @@ from weldnet.errors import RecordError, UsageError
 from weldnet.report._colours import resolve
 from weldnet.report._html import BASE, INSTALL
 from weldnet.report._page import Figure, Page
+from weldnet.report._plot import escape
 
 __all__ = ["FORMATS", "export_figures", "require_exporter"]
 
 FORMATS = ("svg", "png", "pdf")
 """What figures can be written as."""
 _WIDTH = 640
+_TITLE, _LEGEND_LINE = 46, 22
 #: Of pixels, so that a picture is sharp in print.
 _SCALE = 3
 
@@ -69,6 +71,7 @@ def require_exporter() -> None:
 def _drawn(wanted: Sequence[tuple[Figure, str]]) -> list[bytes]:
     """Draw figures, all with one browser."""
     import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
     import kaleido
 
@@ -77,7 +80,8 @@ def _drawn(wanted: Sequence[tuple[Figure, str]]) -> list[bytes]:
             return [await browser.calc_fig(_whole(figure), _options(figure, name)) for figure, name in wanted]
 
     try:
-        return asyncio.run(draw())
+        with ThreadPoolExecutor(1) as thread:  # of its own: in a notebook an event loop runs already in this one
+            return thread.submit(lambda: asyncio.run(draw())).result()
     except Exception as error:  # what a browser does may raise anything
         if "chrome" in type(error).__name__.lower():
             raise UsageError(
@@ -92,29 +96,47 @@ def _options(figure: Figure, name: str) -> Any:
 
 
 def _height(figure: Figure) -> int:
-    return figure.height + 40 + 12 * len(figure.series)
+    return figure.height + _TITLE + _LEGEND_LINE * _legend_lines(figure)
+
+
+def _legend_lines(figure: Figure) -> int:
+    """Say how many lines a legend takes, going by its letters."""
+    if len(figure.series) < 2:
+        return 0
+    return -(-sum(55 + 7 * len(series.label) for series in figure.series) // (_WIDTH - 40))
 
 
 def _whole(figure: Figure) -> dict[str, Any]:
     """Return a figure with title and legend of its own: no page is around it."""
     layout = _merged(BASE, figure.layout)
+    margin = layout["margin"]
+    lines = _legend_lines(figure)
     layout |= {
         "paper_bgcolor": "#ffffff",
-        "title": {"text": _title(figure), "x": 0, "xref": "container", "font": {"size": 15}, "pad": {"l": 12}},
-        "showlegend": len(figure.series) > 1,
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xref": "paper"},
-        "margin": {**layout["margin"], "t": 56},
+        "title": {"text": _title(figure), "x": 0, "y": 1, "yanchor": "top", "xref": "container", "yref": "container"},
+        "showlegend": lines > 0,
+        "legend": {"orientation": "h", "y": 0, "yanchor": "bottom", "x": 0, "xref": "container", "yref": "container"},
+        "margin": {**margin, "t": margin["t"] + _TITLE, "b": margin["b"] + 8 + _LEGEND_LINE * lines},
         "width": _WIDTH,
         "height": _height(figure),
     }
+    layout["title"] |= {"font": {"size": 15}, "pad": {"l": 12, "t": 26 if figure.caption else 14}}
     layout["font"] = {**layout["font"], "family": "Helvetica, Arial, sans-serif"}
-    return resolve({"data": list(figure.traces), "layout": layout})
+    return resolve({"data": _named(figure), "layout": layout})
+
+
+def _named(figure: Figure) -> list[dict[str, Any]]:
+    """Return the traces with the names of the legend's entries, each at the first of its traces."""
+    names = {series.traces[0]: series.label for series in figure.series if series.traces}
+    return [
+        {**trace, "showlegend": index in names, **({"name": escape(names[index])} if index in names else {})}
+        for index, trace in enumerate(figure.traces)
+    ]
 
 
 def _title(figure: Figure) -> str:
-    from weldnet.report._plot import escape
-
-    return escape(figure.title)
+    more = f"<br><span style='font-size:11px'>{escape(figure.caption)}</span>" if figure.caption else ""
+    return escape(figure.title) + more
 
 
 def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

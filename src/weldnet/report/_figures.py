@@ -9,7 +9,7 @@ from typing import Any
 
 from weldnet.report._colours import token
 from weldnet.report._numbers import Metric, Value, metric
-from weldnet.report._page import Figure, Gallery, Section
+from weldnet.report._page import Figure, Gallery, Section, Series
 from weldnet.report._plot import Drawing, Style, axis, escape, rounded, styles
 from weldnet.report._results import primary
 from weldnet.report._summary import Key, Summary, condition_text, groups_of, label, setting_text
@@ -70,7 +70,19 @@ def _standing(group: Sequence[Summary], shown: Metric) -> Figure:
         layout=layout,
         height=84 + 26 * len(rows),
     )
-    return replace(figure, series=())  # the axis names them
+    return replace(figure, series=_origins(group, figure))  # the axis names the methods
+
+
+def _origins(group: Sequence[Summary], figure: Figure) -> tuple[Series, ...]:
+    """Return a legend that tells measured marks from published ones, if there are both."""
+    traces: dict[bool, list[int]] = {False: [], True: []}
+    for summary, series in zip(group, figure.series, strict=True):
+        traces[summary.published] += series.traces
+    if not (traces[False] and traces[True]):
+        return ()
+    ours = Series(label="measured", colour=token("muted"), traces=tuple(reversed(traces[False])))
+    theirs = Series(label="published", colour=_PUBLISHED.colour, symbol=_PUBLISHED.symbol, traces=tuple(traces[True]))
+    return ours, theirs
 
 
 def _repeats(style: Style, at: float, value: Value, shown: Metric) -> Mapping[str, Any]:

@@ -112,7 +112,7 @@
     }
   }
   const plots = [...document.querySelectorAll(".plot")];
-  const later = window.requestIdleCallback || ((work) => setTimeout(work, 30));
+  const later = (work) => (window.requestIdleCallback ? requestIdleCallback(work, { timeout: 300 }) : setTimeout(work, 30));
   let turn = 0, waiting = new Set();
   function drawNow(plot) {
     if (!waiting.delete(plot)) return;
