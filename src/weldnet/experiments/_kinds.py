@@ -50,5 +50,6 @@ class StudyKind:
 
 KINDS: dict[str, StudyKind] = {
     "fusion": StudyKind("weldnet.experiments._fusion"),
+    "federated": StudyKind("weldnet.experiments._federated"),
 }
 """What the ``kind`` of a table stands for."""
