@@ -220,6 +220,17 @@ def test_a_client_of_another_width_comes_to_the_servers(blueprint: Blueprint) ->
     assert {n: t.shape for n, t in found.state.items()} == {n: t.shape for n, t in reference.items()}
 
 
+@pytest.mark.parametrize("widths", [(4, 6, 9), (4, 9, 5)], ids=["one fits", "none fits"])
+def test_clients_of_other_widths_that_began_apart_come_to_the_servers(
+    widths: tuple[int, ...], blueprint: Blueprint
+) -> None:
+    reference = state(0)
+    sent = [update(f"c{k}", state(k, width=width)) for k, width in enumerate(widths, start=1)]
+    found = aggregate(sent, reference, 1, rule="optimal_transport", blueprint=blueprint, began=False)
+    assert not found.dropped
+    assert {n: t.shape for n, t in found.state.items()} == {n: t.shape for n, t in reference.items()}
+
+
 def test_fedma_weighs_the_last_layer_by_class_counts(blueprint: Blueprint) -> None:
     base = state(1)
     other = {**base, "out.bias": base["out.bias"] + torch.tensor([1.0, 2.0, 4.0])}

@@ -116,6 +116,17 @@ def orders(federation: Federation, state: Mapping[str, Tensor], number: int) -> 
     return [Order(client=client, round=number, state=state) for client in federation.chosen(number)]
 
 
+def test_clients_may_begin_with_other_widths_of_their_own(tmp_path: Path) -> None:
+    widths = [{}, {"sizes": [64, 6, 10]}, {"sizes": [64, 15, 10]}]
+    changes = {"initialisation": "own", "rule": "optimal_transport", "own_model_options": widths}
+    federation = Federation(config(**changes))
+    first = [federation.work(order).update.state for order in orders(federation, federation.initial(), 1)]
+    assert [len(state["layers.0.bias"]) for state in first] == [10, 6, 15]
+    server = simulate(config(**changes), tmp_path)
+    assert server.state["layers.0.weight"].shape == (10, 64)
+    assert all(record.values["replies"] == 3 for record in read(tmp_path).of("round"))
+
+
 def test_clients_that_align_send_the_same_network_in_another_order() -> None:
     changes = {"initialisation": "own", "rule": "weight_matching"}
     here, there = Federation(config(**changes)), Federation(config(**changes, align_at="client"))
@@ -223,6 +234,8 @@ def test_the_model_fits_the_blueprint() -> None:
         ({"rule": "activation_matching"}, "server_rows"),
         ({"min_replies": 4}, "min_replies is 4"),
         ({"repair": "refit"}, "server_rows"),
+        ({"own_model_options": [{}]}, "initialisation is 'common'"),
+        ({"own_model_options": [{}], "initialisation": "own"}, "needs equal widths"),
         ({"repair": "refitt"}, "unknown repair 'refitt'"),
         ({"partition": {"scheme": "random"}}, "partition.scheme"),
         ({"participation": 0.0}, "participation"),

@@ -79,6 +79,8 @@ class FederatedConfig(BaseModel):
         test_limit: rows of the test set at most.
         model: a name from :data:`weldnet.models.MODELS`, or ``package.module:factory``.
         model_options: keyword arguments of the factory.
+        own_model_options: with own initialisations, what clients change in ``model_options`` in their first round, by
+            turns: networks of other widths, for rules that take them (``optimal_transport``).
         projection: units of MOON's projection head in the place of the last layer, whatever the algorithm; or null.
         clients: how many.
         partition: how the training set is split among them.
@@ -108,6 +110,7 @@ class FederatedConfig(BaseModel):
     test_limit: Count | None = None
     model: str = "mlp"
     model_options: dict[str, Any] = {}
+    own_model_options: list[dict[str, Any]] = []
     projection: Count | None = None
     clients: Count = 5
     partition: PartitionConfig = PartitionConfig()
@@ -169,6 +172,12 @@ class FederatedConfig(BaseModel):
             raise ValueError(
                 f"the rule {rule.name} takes no server optimiser, but server_optimiser is "
                 f"{self.make_optimiser().name}; give none"
+            )
+        if self.own_model_options and self.initialisation != "own":
+            raise ValueError("own_model_options are of own initialisations, but initialisation is 'common'; give 'own'")
+        if self.own_model_options and not rule.any_width:
+            raise ValueError(
+                f"the rule {rule.name} needs equal widths, which own_model_options may change; give optimal_transport"
             )
         if self.min_replies > self.selected:
             raise ValueError(

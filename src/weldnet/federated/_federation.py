@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,8 @@ class Federation:
 
     def __init__(self, config: FederatedConfig) -> None:
         self.config = config
-        self._factory = _factory(config)
+        self._factory = _factory(config, {})
+        self._own = [_factory(config, options) for options in config.own_model_options]
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -203,7 +204,10 @@ class Federation:
         return dict(found.state), found.moved
 
     def _build(self, who: str) -> nn.Module:
-        return initialise(self._factory, derive_seed(self.config.seed, "weights", who))
+        factory = self._factory
+        if self._own and who in self.clients:
+            factory = self._own[self.clients.index(who) % len(self._own)]
+        return initialise(factory, derive_seed(self.config.seed, "weights", who))
 
 
 def derive_seed(seed: int, *words: object) -> int:
@@ -223,9 +227,9 @@ def fixed_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _factory(config: FederatedConfig) -> Callable[[], nn.Module]:
+def _factory(config: FederatedConfig, changes: Mapping[str, Any]) -> Callable[[], nn.Module]:
     make = _maker(config.model)
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in config.model_options.items()}
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in {**config.model_options, **changes}.items()}
 
     def build_model() -> nn.Module:
         model = make(**options)

@@ -39,7 +39,7 @@ class Matched:
     the number of clients, and units keep their numbers over the rounds. The reference itself has no weight in the mean.
     With ``"joint"`` all clients are aligned at once, together with the reference if they began from it, in whose order
     the universe then is. Where clients did not begin from the reference there is nothing to align to, and both are
-    joint, in the order of the first client by name.
+    joint, in the order of the first client by name that has the server's widths (of the reference if none has).
 
     Args:
         method: a name from :data:`weldnet.alignment.METHODS` or a method object.
@@ -155,7 +155,10 @@ def _combine(
     sounds = list(screen)
     if len(sounds) < 2:
         return mean_of((Carried(sound, sound.state, {}) for sound in sounds), setting, weighting, classes)
-    networks: dict[str, Sound | None] = {_REFERENCE: None} if setting.began else {}
+    # The universe is in the order and has the widths of the first network: the server's widths.
+    sounds.sort(key=lambda sound: sound.structure is not setting.blueprint.structure)
+    fits = sounds[0].structure is setting.blueprint.structure
+    networks: dict[str, Sound | None] = {_REFERENCE: None} if setting.began or not fits else {}
     networks |= {sound.client: sound for sound in sounds}
     found = _align(method, networks, setting)
     return mean_of((_carried(sound, found, setting) for sound in sounds), setting, weighting, classes)
