@@ -266,6 +266,12 @@ def test_a_port_in_use_ends_the_run_before_it_begins(tmp_path: Path):
             federate(config(), tmp_path, Plan(engine="superlink", port=port))
 
 
+def test_an_old_flower_is_told_apart_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("weldnet.federated.flower._deployment.version", lambda name: "1.39.2")
+    with pytest.raises(FederatedError, match=r"Flower 1\.39\.2 is older than 1\.40"):
+        federate(config(), tmp_path, Plan(engine="ray"))
+
+
 # -- the command --------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -94,6 +95,7 @@ class Deployment:
         authenticate: bool = False,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
+        _require_http()
         self.folder = Path(folder).resolve()
         self.certificates, self._authenticate, self._tell = certificates, authenticate, tell
         if port is not None:
@@ -192,6 +194,13 @@ class Deployment:
                 why = str(getattr(error, "reason", error))
             time.sleep(0.3)
         raise FederatedError(f"the SuperLink did not answer within {READY:.0f} s ({why}); see {self._link.log}")
+
+
+def _require_http() -> None:
+    """Refuse a Flower whose SuperLink has no single port yet; the engine in one process does not mind."""
+    found = version("flwr")
+    if [int(part) for part in found.split(".")[:2]] < [1, 40]:
+        raise FederatedError(f"Flower {found} is older than 1.40, which the engines ray and superlink need; update it")
 
 
 def _program(name: str) -> list[str]:
