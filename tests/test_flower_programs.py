@@ -45,6 +45,9 @@ SMALL = {
 }
 
 
+_STARTED: list[subprocess.Popen[str]] = []
+
+
 def same(a: Path, b: Path) -> bool:
     one, other = weldnet.load(a / MODEL), weldnet.load(b / MODEL)
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -57,6 +60,8 @@ def rounds(out: Path) -> list[Record]:
 @pytest.fixture(autouse=True)
 def _nothing_left(tmp_path: Path) -> Iterator[None]:
     yield
+    while _STARTED:
+        _STARTED.pop().kill()
     until(lambda: not programs(tmp_path), 30)
 
 
@@ -75,7 +80,7 @@ def programs(folder: Path, *words: str) -> dict[int, str]:
     return found
 
 
-def until(done: Callable[[], Any], seconds: float = 300) -> Any:
+def until(done: Callable[[], Any], seconds: float = 900) -> Any:
     end = time.monotonic() + seconds
     while not (found := done()):
         assert time.monotonic() < end
@@ -87,7 +92,8 @@ def command(tmp_path: Path, config: dict[str, Any], *words: str) -> subprocess.P
     path = tmp_path / "job.yaml"
     path.write_text(FederatedConfig.make(config).to_yaml())
     line = [Path(sys.executable).parent / "weldnet", "federate", path, "-o", tmp_path / "run", *words]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    _STARTED.append(subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return _STARTED[-1]
 
 
 @pytest.mark.data

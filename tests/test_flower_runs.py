@@ -155,6 +155,8 @@ def test_fewer_nodes_than_clients_are_the_first_ones(tmp_path: Path):
     assert [r.extra["missing"] for r in rounds(tmp_path)] == [["client-02"]] * 2
     with pytest.raises(UsageError, match="nodes is 4, but the config has 3 clients"):
         federate(config(), tmp_path / "other", Plan(nodes=4))
+    with pytest.raises(UsageError, match="min_replies is 3, but there are 2 nodes"):
+        federate(config(min_replies=3), tmp_path / "other", Plan(nodes=2))
 
 
 def run_with(tmp_path: Path, node_configs: list[dict[str, Any]], **changes: Any) -> Record:

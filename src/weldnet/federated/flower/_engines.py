@@ -88,6 +88,8 @@ class Plan:
         nodes = self.nodes or config.clients
         if nodes > config.clients:
             raise UsageError(f"nodes is {nodes}, but the config has {config.clients} clients; give that many or fewer")
+        if config.min_replies > nodes:
+            raise UsageError(f"min_replies is {config.min_replies}, but there are {nodes} nodes; lower it")
         return RunSettings(
             config=config,
             out=str(out),
