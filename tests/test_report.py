@@ -342,6 +342,19 @@ def test_everything_from_records_is_escaped(own: str):
     assert "<img" not in to_markdown(made_of(*records)).replace("\\<img", "")
 
 
+def test_every_method_has_a_name_a_colour_and_a_mark_of_its_own():
+    from weldnet.alignment import METHODS
+    from weldnet.report._colours import PALETTES, assign, symbol
+    from weldnet.report._summary import method_text
+
+    names = [*METHODS, "individual", "best parent", "ensemble", "naive", "fold"]
+    assert assign(names) == {name: name for name in names}
+    assert all(method_text(name) != name for name in names)
+    for palette in PALETTES.values():
+        assert len({palette[name] for name in names}) == len(names)
+    assert len({symbol(name) for name in names}) >= len(names) - 1  # identity and naive are one thing
+
+
 def test_every_figure_is_described_in_words(page: Page, own: str):
     assert len({figure.name for figure in page.figures}) == len(page.figures)
     for figure in page.figures:

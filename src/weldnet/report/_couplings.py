@@ -91,13 +91,20 @@ def _coupling(entry: object) -> _Map | None:
         return _Map(found, (int(units[0]), int(units[1])), None if whole is None else _stayed(whole))
     found = _numbers_of(entry)
     if found is not None and found.ndim == 1 and np.array_equal(np.sort(found), np.arange(found.size)):
-        matrix = np.zeros((found.size, found.size))
-        matrix[found.astype(int), np.arange(found.size)] = 1.0
-        found = matrix
+        return _permutation(found.astype(np.int64))
     if found is None or found.ndim != 2:
         return None
     rows, columns = found.shape
     return _Map(_binned(found, -(-max(found.shape) // _SHOWN_UNITS)), (rows, columns), _stayed(found))
+
+
+def _permutation(source: np.ndarray[Any, Any]) -> _Map:
+    """Count the units of each square; a matrix of all units may be too large."""
+    each = np.arange(source.size)
+    step = -(-source.size // _SHOWN_UNITS)
+    squares = np.zeros((-(-source.size // step),) * 2)
+    np.add.at(squares, (source // step, each // step), 1.0)
+    return _Map(squares, (source.size, source.size), float((source == each).mean()))
 
 
 def _numbers_of(entry: object) -> np.ndarray[Any, Any] | None:

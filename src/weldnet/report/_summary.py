@@ -58,6 +58,7 @@ _METHODS = {
     "merge_many": "MergeMany",
     "frank_wolfe": "Frank-Wolfe (C2M3)",
     "straight_through": "Straight-through",
+    "sinkhorn_rebasin": "Sinkhorn Re-Basin",
     "matched_averaging": "PFNM",
     "identity": "Identity",
     "fedavg": "FedAvg",

@@ -77,6 +77,7 @@
     "triangle-up": "M0,-4.6L4.6,3.4H-4.6Z", "triangle-down": "M0,4.6L4.6,-3.4H-4.6Z", "triangle-right": "M4.6,0L-3.4,4.6V-4.6Z", "triangle-left": "M-4.6,0L3.4,-4.6V4.6Z",
     star: "M0,-5.4L1.4,-1.7L5.3,-1.6L2.2,0.8L3.3,4.6L0,2.3L-3.3,4.6L-2.2,0.8L-5.3,-1.6L-1.4,-1.7Z",
     pentagon: "M0,-4.8L4.6,-1.5L2.8,3.9H-2.8L-4.6,-1.5Z", hexagon: "M0,-4.8L4.2,-2.4V2.4L0,4.8L-4.2,2.4V-2.4Z",
+    cross: "M-1.5,-4.6H1.5V-1.5H4.6V1.5H1.5V4.6H-1.5V1.5H-4.6V-1.5H-1.5Z", "star-triangle-up": "M0,-5L5,4L0,2L-5,4Z",
     x: "M-3.4,-3.4L3.4,3.4M3.4,-3.4L-3.4,3.4", "star-diamond": "M0,-5.2L1.6,-1.6L5.2,0L1.6,1.6L0,5.2L-1.6,1.6L-5.2,0L-1.6,-1.6Z",
   };
   const DASHES = { solid: "", dash: "6 3", dot: "2 2.5", dashdot: "6 2.5 2 2.5", longdash: "9 3", longdashdot: "9 2.5 2 2.5" };
