@@ -306,6 +306,7 @@ def test_the_networks_of_a_split_share_out_all_rows_and_the_index_file_says_how(
 
 def test_a_run_has_records_of_all_kinds_with_the_words_of_its_cells(whole, study):
     found = records.read(whole)
+    assert not (whole / "states").exists()
     (head,) = found.of("run")
     assert head.extra["scale"] == "smoke"
     assert head.extra["notes"] == []

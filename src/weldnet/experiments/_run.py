@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -118,6 +118,7 @@ def run_study(
             observer.say(f"{path / records.FILE}: {lines} skipped; what was in them is made again")
         _write_heads(path, study, data, found)
         done = {(r.kind, r.key) for r in found if "error" not in r.extra}
+        _forget_states(path, [key for _, key in done])
         todo = [cell.without(made.key for made in cell.makes if (made.kind, made.key) in done) for cell in cells]
         todo = [cell for cell in todo if cell.makes]
         observer.start(todo, len(cells) - len(todo))
@@ -125,7 +126,8 @@ def run_study(
             study, path, Path(cache or path / "networks"), data, study.protocol.device, study.protocol.threads
         )
         failed = _work(todo, context, executor or Here(), observer)
-        _tidy(path)
+        with suppress(OSError):
+            (path / "states").rmdir()
     return Done(path, len(cells), len(todo), failed, found.corrupt)
 
 
@@ -141,6 +143,8 @@ def _work(todo: Sequence[Cell], context: Context, executor: Executor, observer: 
             errors = [r.extra["error"] for r in outcome.records if "error" in r.extra]
             if outcome.error or errors:
                 failed[outcome.cell.name] = outcome.error or errors[0]
+            if not outcome.error:
+                _forget_states(context.folder, outcome.cell.keys)
             observer.finish(outcome)
     return failed
 
@@ -230,9 +234,7 @@ def _published(study: Study) -> Iterator[Record]:
             yield Record(kind="published", key=key, cell=words, values=row.values, extra=note, source=paper.source)
 
 
-def _tidy(path: Path) -> None:
-    """Take away the states of trainings that are done."""
-    for state in (path / "states").glob("*.state"):
-        state.unlink(missing_ok=True)
-    if (path / "states").is_dir() and not any((path / "states").iterdir()):
-        (path / "states").rmdir()
+def _forget_states(path: Path, keys: Iterable[str]) -> None:
+    """Take away the states of trainings whose results are recorded."""
+    for key in keys:
+        (path / "states" / f"{key}.state").unlink(missing_ok=True)
