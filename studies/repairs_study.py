@@ -61,6 +61,7 @@ REPAIRS: dict[str, Repair] = {
 }
 #: Settings of refit, tried on validation pairs only.
 TRIED: dict[str, Repair] = {
+    "synthetic, steps=0": Synthetic(steps=0),
     "refit, rounds=1": Refit(rounds=1),
     "refit, ridge=0.03": Refit(ridge=0.03),
     "refit, ridge=0.3": Refit(ridge=0.3),

@@ -142,14 +142,28 @@ def power(proof: Proof) -> dict[str, Any]:
     for name in moved[:: -(-len(moved) // SAMPLED) or 1]:
         ties = [alias for alias, of in structure.aliases.items() if of == name]
         felt[name] = referee.change({**state, **dict.fromkeys([name, *ties], before[name])})
-    weakest = min(felt, key=lambda name: felt[name], default=None)
+    deaf = [name for name, change in felt.items() if not change > POWER and is_deaf(proof, name)]
+    weakest = min((name for name in felt if name not in deaf), key=lambda name: felt[name], default=None)
     return {
         "moved_tensors": len(moved),
         "tried_tensors": len(felt),
         "power_share": sum(change > POWER for change in felt.values()) / len(felt) if felt else None,
         "weakest": [weakest, felt[weakest]] if weakest else None,
-        "powerless": [name for name, change in felt.items() if not change > POWER][:20],
+        "deaf_share": len(deaf) / len(felt) if felt else None,
+        "powerless": [name for name, change in felt.items() if not change > POWER and name not in deaf][:20],
+        "deaf": deaf[:20],
     }
+
+
+def is_deaf(proof: Proof, name: str) -> bool:
+    """Whether a tensor cannot show: the output stays as it is when all its values are rescaled at random."""
+    referee = proof.referee
+    generator = torch.Generator().manual_seed(SEED)
+    tensor = referee.state[name]
+    other = (tensor.double() * (0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64))).to(tensor)
+    ties = [alias for alias, of in proof.structure.aliases.items() if of == name]
+    change = referee.change({**referee.state, **dict.fromkeys([name, *ties], other)})
+    return change <= min(proof.tolerance, 10 * max(proof.change, 1e-12))
 
 
 def measure_meta() -> dict[str, Any]:
@@ -207,8 +221,9 @@ torchvision {torchvision}, timm {timm}, transformers {transformers}; {machine}, 
 - **change**: largest relative change of the output over random renumberings of everything, in float64 with live
   activations. At most 1e-9 is allowed, 1e-5 where the model itself casts to float32 (marked *).
 - **power**: share of the moved tensors (of many: at most 48, evenly spaced) that change the output by more than
-  1e-6 when they alone are left unmoved: the check proves nothing for the others. Then the weakest of all. The bias of
-  attention keys has none by nature: it adds the same to all scores of a query, and the softmax takes it out again.
+  1e-6 when they alone are left unmoved. Of the others, some *cannot show*: the output does not depend on them, as on
+  the bias of attention keys, which the softmax takes out again. For the rest, which *did not show*, the check proves
+  nothing. Rows of before this was told apart have one number only. Then the weakest of those that can show.
 - **seconds**: capture, all of it, in CPU seconds. **fixed**: the most frequent reasons why hidden positions cannot
   move, with shares.
 """
@@ -249,13 +264,14 @@ def totals(records: dict[str, dict[str, Any]]) -> str:
     known = [name for name in EXPECTED if "log10" in records.get(name, {})]
     met = [name for name in known if f"{records[name]['log10']:.1f}" == f"{EXPECTED[name]:.1f}"]
     tensors = sum(r["moved_tensors"] for r in good)
-    powerful = sum(r["moved_tensors"] * (r["power_share"] or 0) for r in good)
+    powerful, deaf = (sum(r["moved_tensors"] * (r.get(k) or 0) for r in good) for k in ("power_share", "deaf_share"))
     return (
         f"**{len(kept)} of {len(entries)}** keep their function under random renumberings of everything; "
         f"in {idle} nothing moves, {len(entries) - len(good)} fail, {len(ZOO) - len(entries)} were not run. "
         f"Capture takes {seconds[len(seconds) // 2]:.2f} s in the median, "
         f"{seconds[-1]:.1f} s at most. {len(met)} of {len(known)} numbers of renumberings are the expected ones. "
-        f"{powerful / max(tensors, 1):.1%} of the {tensors} moved tensors have power."
+        f"{powerful / max(tensors, 1):.1%} of the {tensors} moved tensors have power"
+        + (f", {deaf / max(tensors, 1):.1%} cannot show." if all("deaf_share" in r for r in good) else ".")
     )
 
 
@@ -289,7 +305,12 @@ def felt(record: dict[str, Any]) -> str:
     if record["weakest"] is None:
         return "nothing moves"
     name, least = record["weakest"]
-    return f"{record['power_share']:.1%}; {least:.0e} at `{name}`"
+    parts = [f"{record['power_share']:.1%}"]
+    cannot = record.get("deaf_share") or 0.0
+    silent = 1 - record["power_share"] - cannot if "deaf_share" in record else 0.0
+    parts += [f"{cannot:.1%} cannot show"] if cannot else []
+    parts += [f"{silent:.1%} did not show"] if silent > 1e-9 else []
+    return f"{', '.join(parts)}; {least:.0e} at `{name}`"
 
 
 def reasons(record: dict[str, Any], most: int = 3) -> str:
