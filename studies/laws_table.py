@@ -1,7 +1,8 @@
 """The laws' table: every method and every repair against every law that it claims, network by network.
 
 The laws and the networks are those of ``tests/test_laws.py`` and ``tests/test_repairs.py``, which hold them too, and
-show that each law catches a wrong method. Writes one JSON line for each law and method.
+show that each law catches a wrong method. Appends one JSON line for each law and method, and skips
+what is there.
 
     python studies/laws_table.py --out docs/results/laws.jsonl
     python studies/laws_table.py --out docs/results/laws.jsonl --table docs/results/laws.md
@@ -27,20 +28,36 @@ import test_repairs as repairs
 from weldnet.alignment import describe
 
 
-def cases() -> Iterator[dict[str, Any]]:
-    """Yield a record for each law and method, then for each law and repair."""
+def run(out: Path) -> list[str]:
+    """Judge what is not in the records yet; return what is broken, old and new."""
+    records = _read(out)
+    done = {(r["kind"], r["law"], r["name"]) for r in records}
+    origin = provenance()
+    for record, judge in _cases():
+        if (record["kind"], record["law"], record["name"]) in done:
+            continue
+        records.append({**record, **judge(), **origin})
+        with out.open("a") as file:
+            file.write(json.dumps(records[-1]) + "\n")
+    return [f"{r['law']} by {r['name']}" for r in records if r.get("broken")]
+
+
+def _cases() -> Iterator[tuple[dict[str, str], Callable[[], dict[str, Any]]]]:
+    """Yield what a law is asked of, and what judges it: methods first, then repairs."""
     for law, holds in laws.TABLE.items():
         for method in laws.ALL:
             reason = laws.exempt(law, method)
-            record = {"kind": "method", "law": law, "name": describe(method)}
-            found = {"exempt": reason} if reason else _judge(holds, method, laws.NETWORKS)
-            yield {**record, **found}
+            found = partial(dict, exempt=reason) if reason else partial(_judge, holds, method, laws.NETWORKS)
+            yield {"kind": "method", "law": law, "name": describe(method)}, found
     for law, holds in repairs.TABLE.items():
         for repair in repairs.ALL:
-            reason = repairs.exempt(law, repair)
-            record = {"kind": "repair", "law": law, "name": repr(repair)}
-            found = {"exempt": reason} if reason else _judge(holds, repair, repairs.networks_for(repair))
-            yield {**record, **found}
+            reason, names = repairs.exempt(law, repair), repairs.networks_for(repair)
+            found = partial(dict, exempt=reason) if reason else partial(_judge, holds, repair, names)
+            yield {"kind": "repair", "law": law, "name": repr(repair)}, found
+
+
+def _read(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
 def _judge(holds: Callable[[Any, Any], None], subject: Any, networks: Sequence[Any]) -> dict[str, Any]:
@@ -63,13 +80,15 @@ def page(records: list[dict[str, Any]], target: Path) -> None:
         "Written by `python studies/laws_table.py`, which runs the laws of `tests/test_laws.py` and",
         "`tests/test_repairs.py`; these also hold every law against deliberately wrong methods and repairs, of which",
         "each law must catch at least one. A cell is the number of networks on which a law holds, of those on which it",
-        f"was tried. Commit {records[0]['commit']}; records: `laws.jsonl`.",
+        f"was tried. Commits {', '.join(sorted({r['commit'] for r in records}))}; records: `laws.jsonl`.",
     ]
     method_networks = [str(n) for n in laws.NETWORKS]
     for kind, networks, table in (("method", method_networks, laws.TABLE), ("repair", repairs.NAMES, repairs.TABLE)):
         own = [r for r in records if r["kind"] == kind]
         columns = list(dict.fromkeys(r["law"] for r in own))
-        names = list(dict.fromkeys(r["name"] for r in own))
+        there = {r["name"] for r in own}
+        subjects = map(describe, laws.ALL) if kind == "method" else map(repr, repairs.ALL)
+        names = [name for name in subjects if name in there]
         reasons = list(dict.fromkeys(r["exempt"] for r in own if r.get("exempt")))
         cells = {(r["name"], r["law"]): _cell(r, reasons) for r in own}
         lines += ["", f"## {kind.capitalize()}s", "", f"Networks: {', '.join(networks)}.", ""]
@@ -102,12 +121,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.table:
-        page([json.loads(line) for line in args.out.read_text().splitlines()], args.table)
+        page(_read(args.out), args.table)
         return
-    origin = provenance()
-    records = list(cases())
-    args.out.write_text("".join(json.dumps({**r, **origin}) + "\n" for r in records))
-    broken = [f"{r['law']} by {r['name']}" for r in records if r.get("broken")]
+    broken = run(args.out)
     if broken:
         raise SystemExit(f"broken: {', '.join(broken)}")
 
