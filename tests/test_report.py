@@ -208,6 +208,32 @@ def test_rounds_may_tell_what_went_up_from_what_went_down():
     assert moved.traces[0]["y"] == [30.0, 30.0]
 
 
+def test_a_table_of_federated_results_stands_beside_the_published_one():
+    words = {"dataset": "cifar10", "partition": "dirichlet 0.5", "architecture": "vgg11", "networks": 5}
+    run = {"clients": 5, "algorithm": "sgd", "server_optimiser": "sgd", "align_at": "server", "repair": "none"}
+    records = [Record(kind="published", cell={**words, "method": "gamf"}, values={"accuracy": 0.83}, source=SOURCE)]
+    for method, gain in (("fedavg", 0.0), ("gamf", 0.01), ("gamf-joint", 0.02)):
+        for seed in (0, 1):
+            for number in (1, 2):
+                cell = {**words, **run, "method": method, "rule": method, "group": seed, "seed": seed, "round": number}
+                values = {"accuracy": 0.4 + gain + number / 10}
+                records.append(
+                    Record(kind="round", cell={**cell, "stage": f"round {number}"}, values=values, seed=seed)
+                )
+            records.append(Record(kind="result", cell={**cell, "stage": "round 2"}, values=values, seed=seed))
+    page = made_of(*records)
+    found = table(page, "methods")
+    assert [(column.group, column.label) for column in found.columns[1:]] == [
+        ("5 networks", "published"),
+        ("5 networks, round 2", "measured"),
+    ]
+    assert [cell.text for cell in row(found, "GAMF")] == ["GAMF", "83.00", "61.00"]
+    assert row(found, "GAMF, joint")[2].best
+    rounds = table(page, "federated")
+    assert [cells.cells[0].text for cells in rounds.rows] == ["FedAvg", "GAMF", "GAMF, joint"]
+    assert row(rounds, "GAMF, joint")[3].text == "+2.00"
+
+
 def test_a_repair_is_seen_layer_by_layer():
     ratios = [{"fc1": [0.2, 0.9]}, {"fc1": [0.4, 1.1]}]
     cell = {**PLACE, "method": "gamf", "repair": "refit"}

@@ -7,6 +7,7 @@ every method has a mark of its own besides.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -83,6 +84,9 @@ def assign(names: Iterable[str]) -> dict[str, str]:
 def _entry(name: str) -> str:
     if name in _METHODS:
         return name
+    base = re.split(r"-| \+ ", name, maxsplit=1)[0]
+    if name not in _ALIASES and base != name and (base in _METHODS or base in _ALIASES):
+        return _entry(base)  # a variant of it, such as gamf-joint
     return _ALIASES.get(name) or _OTHERS[zlib.crc32(name.encode()) % len(_OTHERS)]
 
 

@@ -23,7 +23,7 @@ _MOST_LINES = 60
 def curves(records: Sequence[Record]) -> list[Section]:
     """Return a figure for each setting and each number along the lines: the mean of the repeats with a band."""
     figures: list[Figure] = []
-    for where, group in groups_of(records, _where).items():
+    for where, group in sorted(groups_of(records, _where).items(), key=lambda entry: _networks(entry[0])):
         names = dict.fromkeys(name for record in group for name in _ordinates(record))
         figures += [figure for name in names if (figure := _curve(where, group, name)) is not None]
     if not figures:
@@ -42,6 +42,12 @@ def _where(record: Record) -> Key:
     words = (*SETTING, "networks", "size")
     about = str(record.extra.get("about", "barrier"))
     return (*((word, cell[word]) for word in words if word in cell), ("about", about))
+
+
+def _networks(where: Key) -> float:
+    """Return the number of networks, by which figures are ordered; the sort keeps the order of settings otherwise."""
+    count = dict(where).get("networks")
+    return float(count) if isinstance(count, int | float) else 0.0
 
 
 def _ordinates(record: Record) -> dict[str, Sequence[Any]]:

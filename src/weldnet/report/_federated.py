@@ -15,12 +15,16 @@ from weldnet.report._summary import REPEATS, SETTING, Key, groups_of, label, met
 __all__ = ["federated", "is_federated"]
 
 _WHERE = (*SETTING, "clients")
+_WHO = ("method", "rule", "algorithm")
+"""The words that say by which method a run is, the first of them that is there."""
 _BASELINES = ("fedavg", "average", "avg", "mean", "naive")
 
 
 def is_federated(record: Record) -> bool:
     """Say whether a record is about federated learning."""
-    return record.kind == "round" or "clients" in record.cell or "rule" in record.cell
+    if record.kind == "round":
+        return True
+    return "method" not in record.cell and ("clients" in record.cell or "rule" in record.cell)
 
 
 @final
@@ -70,6 +74,8 @@ def _where(record: Record) -> Key:
 
 def _variant(record: Record) -> Key:
     cell = normal(record.cell)
+    if "method" in cell:
+        return tuple((word, cell[word]) for word in ("method", "repair") if word in cell)
     left_out = {*_WHERE, *REPEATS, "round", "stage", "networks"}
     order = ("rule", "algorithm", "initialisation")
     words = [*(word for word in order if word in cell), *(word for word in cell if word not in order)]
@@ -79,7 +85,7 @@ def _variant(record: Record) -> Key:
 def _told_apart(variants: Mapping[Key, list[_Run]]) -> dict[Key, list[_Run]]:
     """Leave out of the variants what all of them have in common, but for the rule."""
     common = set.intersection(*map(set, variants)) if len(variants) > 1 else set[Any]()
-    return {tuple(e for e in v if e[0] == "rule" or e not in common): runs for v, runs in variants.items()}
+    return {tuple(e for e in v if e[0] in ("rule", "method") or e not in common): runs for v, runs in variants.items()}
 
 
 def _runs(records: Sequence[Record]) -> list[_Run]:
@@ -131,7 +137,7 @@ def _setting(where: Key, variants: Mapping[Key, list[_Run]]) -> list[Block]:
         return []
     clients = dict(where).get("clients")
     place = ", ".join(filter(None, [setting_text(where), f"{clients} clients" if clients is not None else ""]))
-    looks = styles(variants, by=("rule",) if any("rule" in dict(v) for v in variants) else ("algorithm",))
+    looks = styles(variants, by=(next((w for w in _WHO if any(w in dict(v) for v in variants)), "algorithm"),))
     baseline = _baseline(variants)
     shown = metric(name)
     figures: list[Figure | None] = [_by_round(place, variants, looks, shown)]
@@ -151,7 +157,7 @@ def _baseline(variants: Mapping[Key, list[_Run]]) -> Key:
 
     def plainness(variant: Key) -> tuple[bool, bool]:
         words = {word: str(entry).lower() for word, entry in variant}
-        plain = words.get("rule", words.get("algorithm", "")) in _BASELINES
+        plain = next((words[word] for word in _WHO if word in words), "") in _BASELINES
         return not plain, words.get("algorithm", "fedavg") not in (*_BASELINES, "sgd", "plain", "none")
 
     return min(variants, key=plainness)
@@ -214,7 +220,7 @@ def _table(place: str, variants: Mapping[Key, list[_Run]], shown: Metric, baseli
 
 def _colour_word(variant: Key) -> str:
     words = dict(variant)
-    return str(words.get("rule", words.get("algorithm", "")))
+    return str(next((words[word] for word in _WHO if word in words), ""))
 
 
 def _at_round(run: _Run, number: int, name: str) -> float | None:

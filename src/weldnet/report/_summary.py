@@ -12,6 +12,7 @@ from weldnet.report._numbers import Value, by_order, value_of
 
 __all__ = [
     "CONDITION",
+    "FEDERATED",
     "REFERENCES",
     "REPEATS",
     "SETTING",
@@ -39,8 +40,14 @@ SETTING = ("dataset", "partition", "architecture")
 """The words that say which networks are compared."""
 CONDITION = ("networks", "size", "stage")
 """The words that say what was to be done with them."""
+FEDERATED = (
+    *("clients", "rule", "algorithm", "initialisation", "round", "server_optimiser", "align_at", "local_epochs"),
+    "participation",
+)
+"""The words of federated learning; where a method has a name of its own, it stands for them."""
 REPEATS = ("group", "seed")
 """The words over which means are taken."""
+_STAGES = ("one-shot", "fine-tuned")
 SYNTHETIC = " (synthetic data)"
 """How the name of a dataset ends whose rows are not its own."""
 REFERENCES = ("individual", "best parent", "ensemble")
@@ -148,6 +155,8 @@ def normal(cell: Cell) -> dict[str, Scalar]:
     cell = {**cell, **_options(cell.get("method"))}
     known = (*SETTING, "networks", "network", "method", "repair", "size", "stage")
     found = {word: entry for word, entry in cell.items() if entry not in (None, "") and word not in REPEATS}
+    if "method" in found:
+        found = {word: entry for word, entry in found.items() if word not in FEDERATED}
     if found.get("repair") == "none":
         del found["repair"]
     if found.get("size") == 1:
@@ -181,7 +190,7 @@ def summarise(records: Iterable[Record]) -> list[Summary]:
     """
     records = list(records)
     # Where stages are told apart, one-shot goes without saying; elsewhere there are none.
-    stage = {"stage": "one-shot"} if any("stage" in record.cell for record in records) else {}
+    stage = {"stage": "one-shot"} if any(record.cell.get("stage") in _STAGES for record in records) else {}
     groups: dict[tuple[bool, str, Key], list[Record]] = {}
     for record in records:
         published = record.kind == "published"
@@ -223,7 +232,9 @@ def condition_order(condition: Key) -> tuple[bool, float, float, str]:
     """Put one-shot before what was trained on, few networks before many."""
     words = dict(condition)
     stage = str(words.get("stage", ""))
-    return stage != "one-shot", _as_number(words.get("networks")), _as_number(words.get("size")), stage
+    number = re.search(r"\d+", stage)  # as in: round 20
+    after = float(number.group()) if number else 0.0
+    return stage != "one-shot", _as_number(words.get("networks")), _as_number(words.get("size")) + after, stage
 
 
 def _as_number(value: Scalar) -> float:
@@ -254,15 +265,24 @@ def label(row: Key) -> str:
     """
     words = dict(row)
     network, method, repair = words.pop("network", None), words.pop("method", None), words.pop("repair", None)
-    name = str(network) if network is not None else _METHODS.get(str(method), str(method or ""))
+    name = str(network) if network is not None else method_text(str(method or ""))
     name += f" + {repair}" if repair else ""
     rest = [f"{word.replace('_', ' ')} {_scalar(entry)}" for word, entry in words.items()]
     return ", ".join(filter(None, [name, *rest]))
 
 
 def method_text(method: str) -> str:
-    """Name a method for people; an unknown one by itself."""
-    return _METHODS.get(method, method)
+    """Name a method for people; one like ``gamf-joint`` by the method that it varies, an unknown one by itself.
+
+    >>> method_text("gamf-joint"), method_text("gamf + moon"), method_text("mine")
+    ('GAMF, joint', 'GAMF + MOON', 'mine')
+    """
+    if " + " in method:
+        return " + ".join(map(method_text, method.split(" + ")))
+    base, dash, variant = method.partition("-")
+    if method in _METHODS or base not in _METHODS or not dash:
+        return _METHODS.get(method, method)
+    return f"{_METHODS[base]}, {variant}"
 
 
 def setting_text(setting: Key) -> str:
