@@ -29,6 +29,18 @@ def reproduce(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes at most. (default: one a core; one with a GPU)")
     ] = None,
+    executor: Annotated[
+        str, typer.Option("--executor", help="local (processes of this machine) or ray (a Ray cluster).")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="HOST:PORT",
+            help="Of a running Ray cluster; auto finds the one here. (default: start Ray on this machine)",
+            show_default=False,
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="KEY=VALUE", help="Cells with that word: method=gamf,naive or networks=2."),
@@ -64,7 +76,8 @@ def reproduce(
         return emit(study.to_yaml())
     if list_:
         return _list_cells(study, filters, json)
-    _run(study, output or Path("runs") / f"{study.table.table}-{study.scale}", resume, workers, filters, cache, json)
+    folder = output or Path("runs") / f"{study.table.table}-{study.scale}"
+    _run(study, folder, resume, _executor(study, workers, executor, address), filters, cache, json)
     return None
 
 
@@ -72,7 +85,7 @@ def _run(
     study: Study,
     folder: Path,
     resume: bool,
-    workers: int | None,
+    executor: Executor,
     filters: dict[str, list[str]],
     cache: Path | None,
     json: bool,
@@ -87,7 +100,7 @@ def _run(
             done = run_study(
                 study,
                 folder,
-                executor=_executor(study, workers),
+                executor=executor,
                 only=filters,
                 resume=resume,
                 cache=cache,
@@ -109,10 +122,18 @@ def _run(
         raise typer.Exit(1)
 
 
-def _executor(study: Study, workers: int | None) -> Executor:
+def _executor(study: Study, workers: int | None, name: str, address: str | None) -> Executor:
     import os
 
-    from weldnet.experiments import Local, available_memory
+    from weldnet.errors import UsageError
+    from weldnet.experiments import Local, RayCluster, available_memory
+
+    if name not in ("local", "ray"):
+        raise UsageError(f"--executor {name!r} is unknown; choose local or ray")
+    if name == "ray":
+        return RayCluster(workers, address, float("inf") if address else 0.8 * available_memory())
+    if address is not None:
+        raise UsageError("--address is for --executor ray; give that too, or leave it out")
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = 1 if study.protocol.device == "cuda" else max(1, cores // study.protocol.threads)

@@ -68,22 +68,27 @@ def fuse_streaming(settings: FuseConfig) -> Streamed:
     assert settings.output is not None
     example_input = make_input(settings.input, model, seed=settings.seed)
     with stray_prints_to_stderr():
-        result = fuse_files(
-            dict(zip(name_files(settings.networks), settings.networks, strict=True)),
-            example_input,
-            model=model,
-            out=settings.output,
-            outputs=settings.outputs,
-            route=settings.route,
-            method=settings.method,
-            weights=settings.weights,
-            check=settings.check,
-            shard_size=settings.shard_size or "2GB",
-            companions=companions(first) if is_pretrained(first) else (),
-            seed=settings.seed,
-            device=settings.device,
-            **settings.options,
-        )
+        try:
+            result = fuse_files(
+                dict(zip(name_files(settings.networks), settings.networks, strict=True)),
+                example_input,
+                model=model,
+                out=settings.output,
+                outputs=settings.outputs,
+                route=settings.route,
+                method=settings.method,
+                weights=settings.weights,
+                check=settings.check,
+                shard_size=settings.shard_size or "2GB",
+                companions=companions(first) if is_pretrained(first) else (),
+                seed=settings.seed,
+                device=settings.device,
+                **settings.options,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"what is done stands in {settings.output}.unfinished; go on with the same command"
+            ) from None
         write_beside(
             result,
             Outputs(

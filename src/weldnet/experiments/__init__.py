@@ -11,6 +11,7 @@ from weldnet.experiments._config import SCALES, Study, Table, load_table, resolv
 from weldnet.experiments._kinds import KINDS, StudyKind
 from weldnet.experiments._networks import NetworkSpec, Trained, keep, obtain
 from weldnet.experiments._pool import Executor, Here, Local, Watch, available_memory
+from weldnet.experiments._ray import RayCluster
 from weldnet.experiments._run import Done, Observer, plan, run_study
 from weldnet.experiments._summary import Line, summarise
 
@@ -28,6 +29,7 @@ __all__ = [
     "NetworkSpec",
     "Observer",
     "Outcome",
+    "RayCluster",
     "Study",
     "StudyKind",
     "Table",

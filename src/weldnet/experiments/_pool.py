@@ -18,9 +18,10 @@ from weldnet.experiments._cells import Cell, Context, Outcome, is_ready
 from weldnet.experiments._kinds import KINDS
 from weldnet.records import Record
 
-__all__ = ["Executor", "Here", "Local", "Watch", "available_memory"]
+__all__ = ["TRIES", "Executor", "Here", "Local", "Watch", "available_memory", "next_cell", "work_on"]
 
-_TRIES = 2
+#: How often a cell is begun whose worker was lost.
+TRIES = 2
 
 
 @final
@@ -99,7 +100,7 @@ class Local:
                     busy.remove(worker)
                     if worker.alive:
                         idle.append(worker)
-                    elif worker.tries < _TRIES:
+                    elif worker.tries < TRIES:
                         watch.said(outcome.cell, f"{outcome.error}; trying once more")
                         waiting[outcome.cell.name] = outcome.cell, worker.tries + 1
                         continue
@@ -109,16 +110,29 @@ class Local:
                 worker.end()
 
     def _next(self, waiting: Mapping[str, tuple[Cell, int]], busy: Sequence[_Worker]) -> str | None:
-        """Choose the costliest cell that may start now."""
-        if len(busy) >= self.workers:
-            return None
         working = [worker.cell for worker in busy if worker.cell is not None]
-        room = self.memory - sum(cell.memory for cell in working)
-        unfinished = [*working, *(cell for cell, _ in waiting.values())]
-        for name, (cell, _) in waiting.items():
-            if is_ready(cell, unfinished) and (not working or cell.memory <= room):
-                return name
+        return next_cell(waiting, working, self.workers, self.memory)
+
+
+def next_cell(
+    waiting: Mapping[str, tuple[Cell, int]], working: Sequence[Cell], workers: int, memory: float
+) -> str | None:
+    """Choose the first of the waiting cells that may start now; None if all must wait.
+
+    Args:
+        waiting: cells by name, costliest first.
+        working: cells that are in work.
+        workers: how many may be in work.
+        memory: bytes that they may need together; a single one is always let in.
+    """
+    if len(working) >= workers:
         return None
+    room = memory - sum(cell.memory for cell in working)
+    unfinished = [*working, *(cell for cell, _ in waiting.values())]
+    for name, (cell, _) in waiting.items():
+        if is_ready(cell, unfinished) and (not working or cell.memory <= room):
+            return name
+    return None
 
 
 class _Worker:
