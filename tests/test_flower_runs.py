@@ -101,6 +101,29 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(tmp_path: Path):
     assert [record.cell["round"] for record in rounds(tmp_path / "cut")] == [1, 2, 3, 4]
 
 
+def test_a_run_that_is_killed_by_force_goes_on_bit_for_bit(tmp_path: Path):
+    changes = {"rounds": 6, "algorithm": "moon", "local": {"epochs": 8, "batch_size": 16, "lr": 0.05}}
+    path, out = written(tmp_path, **changes), tmp_path / "run"
+    line = [
+        sys.executable,
+        "-c",
+        f"from weldnet.cli import main; main(['federate', {str(path)!r}, '-o', {str(out)!r}])",
+    ]
+    running = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    for said in running.stderr:
+        if "round 2:" in said:
+            break
+    running.kill()
+    running.wait()
+    running.stderr.close()
+    assert not (out / MODEL).exists()
+    federate(config(**changes), out, Plan(resume=True))
+    simulate(config(**changes), tmp_path / "plain")
+    assert same(tmp_path / "plain", out)
+    assert without_time(rounds(tmp_path / "plain")) == without_time(rounds(out))
+
+
 def test_a_clients_memory_is_flowers_or_its_disk(tmp_path: Path):
     states = [{"w": torch.full((2,), float(number))} for number in range(4)]
     for folder in ("", str(tmp_path)):
