@@ -55,8 +55,11 @@ def test_two_folders_become_a_third(cli, gpt, transformers):
     code, out, err = cli("fuse", a, b, "-o", "fused", "--input", INPUT)
     assert (code, err) == (0, "weldnet: wrote fused\n")
     files = {path.name for path in Path("fused").iterdir()}
-    assert files >= {"config.json", "model.safetensors", "tokenizer.json", "weldnet.json"}
-    assert not files & {"README.md", "training_args.bin", "modeling.py"}
+    assert files >= {"config.json", "model.safetensors", "tokenizer.json", "weldnet.json", "config.yaml"}
+    assert not files & {"training_args.bin", "modeling.py"}
+    card = Path("fused/README.md").read_text()  # of the fused network, not a parent's
+    assert "library_name: weldnet" in card
+    assert "transformers.GPT2LMHeadModel.from_pretrained" in card
     assert {path.name for path in Path().iterdir()} == {"a", "b", "fused"}
     record = json.loads(Path("fused/weldnet.json").read_text())
     assert [parent["file"] for parent in record["parents"]] == ["a", "b"]
