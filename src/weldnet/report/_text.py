@@ -67,7 +67,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _notes(table: Table) -> str:
-    return "\n".join(f"- [{sign}] {_inline(text)}" for sign, text in table.notes)
+    return "\n".join(f"- {f'[{sign}] ' if sign else ''}{_inline(text)}" for sign, text in table.notes)
 
 
 def _inline(text: str) -> str:
