@@ -22,6 +22,7 @@ from flwr.clientapp import ClientApp
 from weldnet.errors import FederatedError, UsageError
 from weldnet.federated import Blueprint, ClientUpdate, aggregate
 from weldnet.federated.flower import FlowerRound, FusionStrategy, LocalGrid, to_record, to_state
+from weldnet.federated.flower._guardian import marked
 from weldnet.federated.flower._processes import Processes, free_port, require_free
 
 State = dict[str, Tensor]
@@ -315,6 +316,29 @@ time.sleep(99)
     until(lambda: not alive(mark), 120)
 
 
+def test_a_program_that_listens_to_nobody_is_ended_by_the_guardian(tmp_path):
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
+    code = f"""
+import os, sys, time
+from pathlib import Path
+from weldnet.federated.flower import _processes
+_processes.GRACE = 1.0
+programs = _processes.Processes({str(tmp_path)!r}, os.environ)
+program = programs.start("deaf", [sys.executable, "-c", {deaf!r}])
+while program.said() != ["up"]:
+    time.sleep(0.1)
+print(programs.env["WELDNET_FEDERATION"], flush=True)
+time.sleep(99)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    mark = parent.stdout.readline().strip()
+    assert len(alive(mark)) == 1
+    parent.kill()
+    parent.wait()
+    until(lambda: not alive(mark), 60)
+
+
 def test_a_program_that_is_not_there_is_one_line(tmp_path):
     with Processes(tmp_path, os.environ) as programs, pytest.raises(FederatedError, match=r"pip install"):
         programs.start("no", [str(tmp_path / "no-such-program")])
@@ -333,9 +357,7 @@ def test_a_port_in_use_is_named():
 
 
 def alive(mark: str) -> list[int]:
-    from weldnet.federated.flower._processes import _marked
-
-    return [number for number in _marked(mark) if number != os.getpid()]
+    return [number for number in marked(f"WELDNET_FEDERATION={mark}") if number != os.getpid()]
 
 
 def until(done: Callable[[], bool], seconds: float = 30) -> None:

@@ -20,6 +20,8 @@ from types import TracebackType
 from typing import final
 
 from weldnet.errors import FederatedError
+from weldnet.federated.flower import _guardian
+from weldnet.federated.flower._guardian import gone, marked
 
 __all__ = ["Processes", "Program", "end_with_owner", "free_port", "require_free"]
 
@@ -58,8 +60,8 @@ class Processes:
     """Programs that end with the block that started them.
 
     Each gets a session of its own, so that its children are stopped with it. Where the system can do it (Linux), it is
-    asked to end when this process dies, even by a signal that cannot be caught, and whatever its children started is
-    found by a mark in the environment.
+    asked to end when this process dies, even by a signal that cannot be caught; whatever its children started is found
+    by a mark in the environment, and ended by a guardian if this process cannot do it any more.
 
     Args:
         folder: where each program's output goes, as ``NAME.log``.
@@ -78,6 +80,7 @@ class Processes:
         self.folder, self._mark = Path(folder), uuid.uuid4().hex
         self.env = {**env, _MARK: self._mark, _OWNER: str(os.getpid())}
         self.programs: list[Program] = []
+        self._guardian: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Processes:
         return self
@@ -92,6 +95,8 @@ class Processes:
             FederatedError: there is no such program.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self._guardian is None and sys.platform == "linux":
+            self._guardian = _start_guardian(f"{_MARK}={self._mark}")
         log = self.folder / f"{name}.log"
         try:
             with log.open("ab") as output:
@@ -123,9 +128,13 @@ class Processes:
         for program in reversed(self.programs):
             _signal(program, signal.SIGKILL)
             program.process.wait()
-        for process in _marked(self._mark):
+        for process in marked(f"{_MARK}={self._mark}"):
             with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGKILL)
+        if self._guardian is not None:
+            self._guardian.kill()
+            self._guardian.wait()
+            self._guardian = None
 
 
 @functools.cache
@@ -141,14 +150,9 @@ def end_with_owner() -> None:
 
 
 def _watch(owner: int) -> None:
-    while True:
-        try:
-            os.kill(owner, 0)
-        except ProcessLookupError:
-            os._exit(1)
-        except OSError:
-            pass
+    while not gone(owner):
         time.sleep(0.5)
+    os._exit(1)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -183,14 +187,13 @@ def _signal(program: Program, number: int) -> None:
         os.killpg(program.process.pid, number)
 
 
-def _marked(mark: str) -> list[int]:
-    """Return the processes whose environment holds a mark; none where there is no /proc."""
-    found: list[int] = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if f"{_MARK}={mark}".encode() in entry.read_bytes().split(b"\0"):
-                found.append(int(entry.parent.name))
-    return found
+def _start_guardian(mark: str) -> subprocess.Popen[bytes]:
+    """Start a small program that looks after the others if this process is killed."""
+    words = [str(Path(_guardian.__file__)), str(os.getpid()), mark, str(GRACE)]
+    null = subprocess.DEVNULL
+    return subprocess.Popen(
+        [sys.executable, "-I", *words], stdin=null, stdout=null, stderr=null, start_new_session=True, env={}
+    )
 
 
 def _die_with_parent():  # pyright: ignore[reportUnknownParameterType]
