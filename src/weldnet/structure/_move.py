@@ -13,6 +13,9 @@ from weldnet.structure._spec import Indices, Place, Structure
 
 __all__ = ["axes_in_view", "is_whole", "move", "renumber", "unit_rows"]
 
+#: Bytes that stay in a processor's cache between two passes.
+_PIECE = 1 << 20
+
 #: How one space moves: an integer vector ``source``; new unit u is old unit source[u].
 UnitMap = Tensor
 
@@ -49,12 +52,28 @@ def move(tensor: Tensor, structure: Structure, maps: Sequence[tuple[Place, UnitM
     view = next((place.view for place, _ in maps if place.view is not None), None)
     if view is not None:
         return _move_jointly(tensor, structure, maps, view)
+    axes: dict[int, Indices] = {}
     for place, source in maps:
-        axis, positions = place.axes[0], structure.positions(place)
-        index = np.arange(tensor.shape[axis])
+        positions = structure.positions(place)
+        index = axes.setdefault(place.axes[0], np.arange(tensor.shape[place.axes[0]]))
         index[positions] = positions[source.cpu().numpy()]
-        tensor = tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
-    return tensor
+    return _select(tensor, {axis: torch.as_tensor(index, device=tensor.device) for axis, index in axes.items()})
+
+
+def _select(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    """Pick along one axis after the other; along the first axis and another one in pieces that stay in the cache."""
+    others = [axis for axis in axes if axis != 0]
+    whole = tensor.is_contiguous() and tensor.device.type == "cpu" and not tensor.requires_grad
+    if not whole or 0 not in axes or len(others) != 1 or tensor.dim() < 3:
+        for axis, index in axes.items():
+            tensor = tensor.index_select(axis, index)
+        return tensor
+    out = torch.empty_like(tensor)
+    rows = max(1, _PIECE // max(1, tensor[0].nbytes))
+    for first in range(0, len(tensor), rows):
+        piece = tensor.index_select(0, axes[0][first : first + rows])
+        torch.index_select(piece, others[0], axes[others[0]], out=out[first : first + rows])
+    return out
 
 
 def _maps(places: Sequence[Place], maps: Mapping[str, UnitMap]) -> list[tuple[Place, UnitMap]]:
