@@ -7,7 +7,7 @@ coupled or not: where a tensor's axes depend on the block, they say how the bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -79,6 +79,8 @@ class Ascent:
     _bricks: dict[str, tuple[Brick, ...] | None] = field(default_factory=dict, init=False, repr=False)
     _inside: dict[Place, frozenset[str]] = field(default_factory=dict, init=False, repr=False)
     _seen: dict[tuple[str, Kernel], Seen] = field(default_factory=dict, init=False, repr=False)
+    _near: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)
+    _settled: dict[tuple[str, Hashable], list[Mark]] = field(default_factory=dict, init=False, repr=False)
     _totals: Totals = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -147,6 +149,24 @@ class Ascent:
                 names |= dict.fromkeys(self._family(other.space))
         return [mark(kept[name]) for name in names for kept in (self.couplings, self.inner) if name in kept]
 
+    def is_settled(self, root: Space, rule: Hashable) -> bool:
+        """Whether nothing that decides a root space has changed since :meth:`settle` was told of the same rule."""
+        return self._settled.get((root.name, rule)) == self._situation(root)
+
+    def settle(self, root: Space, rule: Hashable) -> None:
+        """Say that a rule leaves a root space, and what is nested in it, where they are now."""
+        self._settled[root.name, rule] = self._situation(root)
+
+    def _situation(self, root: Space) -> list[Mark]:
+        """Mark the couplings of a tree of spaces and of all spaces that share a tensor with it."""
+        if root.name not in self._near:
+            tensors = [p.tensor for space in self._family(root.name) for p in self.structure.places_of(space)]
+            spaces = [p.space for tensor in dict.fromkeys(tensors) for p in self.structure.places_in(tensor)]
+            self._near[root.name] = tuple(dict.fromkeys(name for space in spaces for name in self._family(space)))
+        return [
+            mark(kept[name]) for name in self._near[root.name] for kept in (self.couplings, self.inner) if name in kept
+        ]
+
     def _family(self, space: str) -> tuple[str, ...]:
         """A space and all that it is nested in, or that is nested in those."""
         while (parent := self.structure.space(space).parent) is not None:
@@ -187,6 +207,8 @@ class Ascent:
         for kept, value in ((self.couplings, whole), (self.inner, inside)):
             if value is not None:
                 values = kept[space]
+                if not value.is_floating_point() and torch.equal(values[k - 1], value.to(values)):
+                    continue  # what is not written to is known to be unchanged
                 values = values if values.is_contiguous() else values.clone()
                 values[k - 1] = value
                 kept[space] = values

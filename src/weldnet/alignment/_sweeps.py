@@ -59,6 +59,15 @@ def assign(ascent: Ascent, root: Space, kernel: Kernel, free: frozenset[str] | N
     Returns:
         Whether anything moved.
     """
+    if ascent.is_settled(root, (kernel, free)):
+        return False
+    moved = _assign(ascent, root, kernel, free)
+    if not moved:
+        ascent.settle(root, (kernel, free))
+    return moved
+
+
+def _assign(ascent: Ascent, root: Space, kernel: Kernel, free: frozenset[str] | None) -> bool:
     tree = ascent.structure.tree(root.name)
     entangled = is_entangled(ascent.structure, tree)
     if len(tree) == 1:
