@@ -33,7 +33,8 @@ class Totals:
         """Return the sum; made anew if a coupling has changed and :meth:`move` was not told."""
         if brick in self._known and self._known[brick][0] == _marks(brick, couplings):
             return self._known[brick][1]
-        total = brick.cut(self.read(brick.tensor, 0)).clone()
+        # Changes are added to views of the sum, which only a contiguous tensor has.
+        total = brick.cut(self.read(brick.tensor, 0)).clone(memory_format=torch.contiguous_format)
         for k in range(1, 1 + len(couplings[brick.left.space])):
             moved = brick.cut(self.read(brick.tensor, k))
             if brick.right is not None:

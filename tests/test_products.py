@@ -1,0 +1,113 @@
+"""Scores by plain products over bricks equal those of unfolded rows, however couplings change between visits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import weldnet
+from weldnet import models
+from weldnet.affinity import InnerProduct
+from weldnet.alignment import Problem
+from weldnet.alignment._ascent import Ascent, start
+from weldnet.structure import bricks_of
+
+
+class Joined(nn.Module):
+    """Two branches that are concatenated and flattened: several spaces on one axis, several copies of a unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 5, 3, padding=1)
+        self.mix = nn.Conv2d(9, 6, 3, padding=1)
+        self.out = nn.Linear(6 * 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([self.a(x).relu(), self.b(x).relu()], 1)
+        return self.out(self.mix(joined).relu().flatten(1))
+
+
+CASES = {
+    "vgg11": (lambda: models.build("vgg11", width=0.0625), (1, 3, 32, 32)),
+    "resnet20": (lambda: models.build("resnet20", width=0.25), (1, 3, 32, 32)),
+    "joined": (Joined, (1, 3, 4, 4)),
+}
+
+
+def ascent_of(case: str, count: int) -> Ascent:
+    torch.manual_seed(0)
+    make, shape = CASES[case]
+    networks = [make() for _ in range(count)]
+    structure = weldnet.capture(networks[0], torch.zeros(shape))
+    return start(Problem(structure, {str(i): n.state_dict() for i, n in enumerate(networks)}), "root")
+
+
+def couple(ascent: Ascent, space: str, k: int, generator: torch.Generator, *, soft: bool) -> torch.Tensor:
+    size = ascent.structure.space(space).size
+    coupling = torch.randperm(size, generator=generator)
+    if soft:
+        coupling = torch.softmax(torch.randn(size, size, generator=generator), dim=0)
+    ascent.put(space, k, whole=coupling)
+    return coupling
+
+
+def unfolded(ascent: Ascent, space: str, k: int) -> torch.Tensor:
+    """The scores from rows, without bricks and without memory of earlier visits."""
+    total = torch.tensor(0.0)
+    couplings = list(ascent.couplings[space].clone())
+    for place in ascent.structure.places_of(space):
+        pool = ascent._place_pool(place, InnerProduct(), couplings)
+        total = total + ascent.weights[place.tensor] * pool.scores(k)
+    return total
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_visits_up_and_down_score_as_unfolded_rows_do(case, count, soft):
+    ascent, generator = ascent_of(case, count), torch.Generator().manual_seed(1)
+    if soft:
+        ascent.soften()
+    roots = ascent.structure.roots
+    for space in (*roots, *roots[::-1], *roots):
+        pool = ascent.pool(space, InnerProduct())
+        for k in ascent.moving:
+            torch.testing.assert_close(pool.scores(k), unfolded(ascent, space.name, k), rtol=1e-4, atol=1e-5)
+            if space.size % 2 == 0 or k == 1:  # some stay as they are
+                pool.replace(k, couple(ascent, space.name, k, generator, soft=soft), last=k == ascent.moving[-1])
+
+
+def test_a_coupling_written_past_the_ascent_is_noticed():
+    ascent, generator = ascent_of("vgg11", 3), torch.Generator().manual_seed(2)
+    first, second = ascent.structure.roots[:2]
+    ascent.pool(first, InnerProduct()).scores(1)
+    ascent.couplings[second.name][0] = torch.randperm(second.size, generator=generator)
+    got = ascent.pool(first, InnerProduct()).scores(1)
+    torch.testing.assert_close(got, unfolded(ascent, first.name, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bricks_hold_every_position_of_a_space_once(case):
+    structure = ascent_of(case, 2).structure
+    for tensor in {place.tensor for place in structure.places}:
+        numbers = torch.arange(1, 1 + torch.Size(structure.shapes[tensor]).numel()).reshape(structure.shapes[tensor])
+        bricks = bricks_of(structure, tensor)
+        assert bricks is not None
+        held = torch.cat([brick.cut(numbers).flatten() for brick in bricks])
+        assert len(held) == len(held.unique())
+        for place in structure.places_in(tensor):
+            index = torch.as_tensor(structure.positions(place).reshape(-1))
+            assert torch.isin(numbers.index_select(place.axes[0], index), held).all()
+
+
+def test_a_settled_space_is_visited_again_only_once_something_near_it_moves():
+    ascent, generator = ascent_of("vgg11", 3), torch.Generator().manual_seed(3)
+    first, second, *_, far = ascent.structure.roots
+    ascent.settle(first, "rule")
+    couple(ascent, far.name, 1, generator, soft=False)
+    ascent.put(second.name, 1, whole=ascent.couplings[second.name][0].clone())  # the same again
+    assert ascent.is_settled(first, "rule")
+    assert not ascent.is_settled(first, "other rule")
+    couple(ascent, second.name, 1, generator, soft=False)
+    assert not ascent.is_settled(first, "rule")
