@@ -381,7 +381,6 @@ def test_an_unknown_split(refused):
         ("folder.pt", 1, ["'folder.pt'", "folder"]),
         ("a.pt/x.pt", 1, ["'a.pt/x.pt'", "not a folder"]),
         ("fused.onnx", 2, ["'fused.onnx'", ".safetensors"]),
-        ("fused", 2, ["'fused'", ".safetensors"]),
         ("a.pt", 2, ["'a.pt'", "read or written twice"]),
         ("./b.pt", 2, ["'b.pt'", "read or written twice"]),
         ("/proc/fused.pt", 1, ["'/proc/fused.pt'", "cannot be written"]),

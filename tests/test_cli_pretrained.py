@@ -143,7 +143,7 @@ def test_different_configs_that_compute_the_same_are_no_matter(cli, gpt):
     [
         (["fuse", "a", "a.safetensors", "-o", "f"], 2, ["--model", "'a.safetensors'", "config.json"]),
         (["fuse", "a", "b", "-o", "b"], 2, ["'b'", "there already"]),
-        (["fuse", "a.safetensors", "a.safetensors", "-o", "f", "--model", "a"], 2, ["extension ''"]),
+        (["fuse", "a.safetensors", "a.safetensors", "-o", "f.gz", "--model", "a"], 2, ["extension '.gz'"]),
         (["inspect", "empty"], 2, ["--model", "'empty'"]),
         (["inspect", "--model", "empty", "--input", "1,2"], 2, ["'empty'", "config.json"]),
         (["inspect", "--model", "a?x=1", "--input", "1,2"], 2, ["'a'", "takes no options"]),

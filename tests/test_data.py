@@ -172,7 +172,7 @@ def broken_image(folder: Path) -> None:
     [
         (lambda folder: None, ["test.parquet", "no test split"]),
         (lambda folder: (folder / "test.parquet").write_bytes(b"no"), ["test.parquet", "Parquet"]),
-        (lambda folder: write(folder / "test.parquet", [], []), ["no rows"]),
+        (lambda folder: write(folder / "test.parquet", [], [], named=False), ["no rows"]),
         (
             lambda folder: write(folder / "test.parquet", pixels(1) + pixels(1, (7, 5, 3)), [0, 1]),
             ["5x6", "5x7"],

@@ -617,8 +617,10 @@ def test_refit_says_where_there_are_fewer_rows_than_weights():
     assert "fewer rows" not in Refit()(whole, x).summary
     # Of widths 20, 12 and 9, the first two are more than ten rows.
     assert "; 2 of them had fewer rows than weights an output" in Refit()(whole, x[:10]).summary
-    same = Refit(ridge=0.0)(whole, x[:1].expand(48, 20)).model
-    assert all(bool(t.isfinite().all()) for t in same.state_dict().values())
+    alike = x[:1].expand(48, 20)
+    assert all(bool(t.isfinite().all()) for t in Refit()(whole, alike).model.state_dict().values())
+    with pytest.raises(DataError, match="dead or depend on others"):
+        Refit(ridge=0.0)(whole, alike)
 
 
 def test_repairs_go_by_name():

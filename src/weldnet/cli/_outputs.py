@@ -71,8 +71,10 @@ class Outputs:
 
 
 def is_folder(output: Path) -> bool:
-    """Say whether an output is to be a folder: it is one, or its name has no extension."""
-    return output.is_dir() or not output.suffix
+    """Say whether an output is to be a folder: its name has no extension, or it is one without that of a checkpoint."""
+    from weldnet.cli._early import WRITTEN_SUFFIXES
+
+    return not output.suffix or (output.is_dir() and output.suffix not in WRITTEN_SUFFIXES)
 
 
 def refuse_foreign(folder: Path) -> None:

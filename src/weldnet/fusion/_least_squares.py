@@ -44,15 +44,23 @@ class Ridge:
             )
         matrix, trace = self._matrix()
         weight = ridge * trace / width
-        # Where all inputs are dead the matrix is zero, and so is the change.
-        weight = torch.where(trace > 0, weight, torch.ones_like(weight))
+        # Where all inputs are dead the matrix is zero but for rounding; a ridge makes the change zero.
+        alive = trace > count * self._noise()
+        weight = torch.where(alive, weight, torch.ones_like(weight))
+        vague = (
+            f"{count} rows do not determine {width} weights an output (some inputs are dead or depend on others); "
+            "give more unlabelled inputs, or a ridge above 0"
+        )
+        if ridge == 0 and not bool(alive.all()):
+            raise DataError(vague)
         try:
             self._factor = torch.linalg.cholesky(matrix + weight[:, None, None] * torch.eye(matrix.shape[1]).to(matrix))
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-            raise DataError(
-                f"{count} rows do not determine {width} weights an output (some inputs are dead or depend on others); "
-                "give more unlabelled inputs, or a ridge above 0"
-            ) from error
+            raise DataError(vague) from error
+
+    def _noise(self) -> Tensor:
+        """What rounding leaves of the squared deviations of a row whose inputs never change, for each group."""
+        return self._center.square().sum(-1) * (16 * torch.finfo(self._x.dtype).eps) ** 2
 
     def solve(self, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Return the change, shape (groups, width, outputs of a group), and the shift, (groups x outputs of a group,).
