@@ -33,9 +33,13 @@ class Choice:
 
 #: By situation. This table is the only place that decides it.
 AUTO: dict[Situation, Choice] = {
-    "without data": Choice("gamf", "highest accuracy of all that need no data, docs/results/auto-choice.md"),
+    "without data": Choice(
+        "gamf", "best permutations without data on validation networks, docs/results/auto-choice.md"
+    ),
     "with data": Choice(
-        "gamf", "highest accuracy, docs/results/auto-choice.md", MappingProxyType({"activations": 1.0})
+        "gamf",
+        "best permutations with unlabelled inputs on validation networks, docs/results/auto-choice.md",
+        MappingProxyType({"activations": 1.0}),
     ),
     "other widths": Choice("optimal_transport", "the widths differ, and it is the method that takes other widths"),
 }

@@ -85,7 +85,7 @@ def notes(
     if not structure.spaces:
         yield "nothing in this model can be renumbered: the result is the naive average."
     if alignment.stats.get("converged") is False:
-        yield "the alignment stopped before it settled; give it more sweeps."
+        yield "the alignment stopped before it settled; give the method more of its sweeps, iterations or epochs."
     soft = [name for name, count in alignment.soft.items() if count]
     if soft:
         yield (
