@@ -111,6 +111,14 @@ def test_fedproxs_term_is_that_of_autograd() -> None:
         torch.testing.assert_close(grad, 0.3 * (p - q).detach())
 
 
+def test_fedprox_leaves_the_term_out_where_training_began_elsewhere() -> None:
+    model, sent = network(1), network(2)
+    apart = [train_locally(a, task(model, sent, began=False)).state for a in (FedProx(mu=5.0), Plain())]
+    near = [train_locally(a, task(model, sent)).state for a in (FedProx(mu=5.0), Plain())]
+    assert same(*apart)
+    assert not same(*near)
+
+
 def test_fedprox_stays_nearer() -> None:
     model = network()
     start = model.state_dict()

@@ -275,6 +275,17 @@ def test_clients_may_fall_out_between_phases(tmp_path: Path) -> None:
     assert record.extra["missing"] == ["client-00"]
 
 
+def test_min_replies_hold_after_the_last_layer_too(tmp_path: Path) -> None:
+    server = Server(federation := Federation(config(rounds=1, min_replies=3)), tmp_path)
+    before, record = dict(server.state), None
+    while record is None:
+        orders = server.orders()
+        answering = orders[1:] if orders[0].phase == 2 else orders
+        record = server.receive([federation.work(order).update for order in answering])
+    assert record.extra["skipped"] == "2 sound updates after the last layer, and 3 are needed"
+    assert all(torch.equal(before[name], server.state[name]) for name in before)
+
+
 def test_layers_go_without_server_optimiser() -> None:
     with pytest.raises(ConfigError, match="fedadam"):
         config(server_optimiser="fedadam")

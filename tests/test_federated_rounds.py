@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weldnet.checkpoints import load, load_into, save
-from weldnet.errors import ConfigError, FederatedError, TrainingError
+from weldnet.errors import ConfigError, FederatedError, TrainingError, UsageError
 from weldnet.evaluation import evaluate
 from weldnet.federated import (
     CHECKPOINT,
@@ -69,6 +69,19 @@ def test_two_rounds_and_two_more_are_four(changes: dict[str, Any], tmp_path: Pat
     assert [r.values["accuracy"] for r in one] == [r.values["accuracy"] for r in two]
 
 
+def test_a_resumed_server_sums_in_the_order_of_the_model(tmp_path: Path) -> None:
+    """Files sort their tensors by name; FedExP's step is a sum over all of them."""
+    begun = simulate(config(rounds=1, projection=6), tmp_path)
+    resumed = Server(begun.federation, tmp_path, resume=True)
+    assert list(resumed.state) == list(begun.federation.initial())
+    assert list(resumed.state) != sorted(resumed.state)
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(UsageError, match="device 'gpu7' cannot be used here"):
+        Federation(config(device="gpu7"))
+
+
 def test_a_round_that_was_cut_off_is_done_again(tmp_path: Path) -> None:
     """Killed after the clients of round 3 kept their states, before the server saved itself."""
     changes = {"algorithm": {"name": "moon", "mu": 5.0}, "rounds": 3}
@@ -116,12 +129,15 @@ def orders(federation: Federation, state: Mapping[str, Tensor], number: int) -> 
     return [Order(client=client, round=number, state=state) for client in federation.chosen(number)]
 
 
-def test_clients_may_begin_with_other_widths_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"algorithm": "fedprox"}, {"align_at": "client"}], ids=["plain", "prox", "client"]
+)
+def test_clients_may_begin_with_other_widths_of_their_own(more: dict[str, Any], tmp_path: Path) -> None:
     widths = [{}, {"sizes": [64, 6, 10]}, {"sizes": [64, 15, 10]}]
-    changes = {"initialisation": "own", "rule": "optimal_transport", "own_model_options": widths}
+    changes = {"initialisation": "own", "rule": "optimal_transport", "own_model_options": widths, **more}
     federation = Federation(config(**changes))
     first = [federation.work(order).update.state for order in orders(federation, federation.initial(), 1)]
-    assert [len(state["layers.0.bias"]) for state in first] == [10, 6, 15]
+    assert [len(state["layers.0.bias"]) for state in first] == ([10] * 3 if "align_at" in more else [10, 6, 15])
     server = simulate(config(**changes), tmp_path)
     assert server.state["layers.0.weight"].shape == (10, 64)
     assert all(record.values["replies"] == 3 for record in read(tmp_path).of("round"))

@@ -237,6 +237,8 @@ def test_secure_aggregation_is_refused_with_the_way_out():
 
     with pytest.raises(UsageError, match="align_at='client'"):
         run(strategy_of(net, 2, rule="gamf"), LocalGrid(app, contexts(2)), net.state_dict())
+    with pytest.raises(UsageError, match="SecAggPlusWorkflow"):
+        run(strategy_of(net, 2, rule="fedavg"), LocalGrid(app, contexts(2)), net.state_dict())
 
 
 def test_a_client_cannot_change_what_another_one_reads():

@@ -272,8 +272,10 @@ def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         ({"engine": "ray", "join": "a:1"}, "the engine ray has no join"),
         ({"engine": "superlink", "join": "a:1", "port": 9000}, "leave --port and --keys out"),
         ({"nodes": 0}, "nodes is 0; give 1 or more"),
+        ({"timeout": 0.0}, "timeout is 0 seconds; give more than 0"),
+        ({"patience": -1.0}, "patience is -1 seconds; give 0 or more"),
     ],
-    ids=["engine", "port", "join", "both", "nodes"],
+    ids=["engine", "port", "join", "both", "nodes", "timeout", "patience"],
 )
 def test_plans_that_mean_nothing_are_refused(options: dict[str, Any], message: str):
     with pytest.raises(UsageError, match=message):

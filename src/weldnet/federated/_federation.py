@@ -19,6 +19,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from weldnet._arrays import find_device
 from weldnet.data import Split, load, partition
 from weldnet.errors import ConfigError
 from weldnet.federated._algorithm import Task, train_locally
@@ -73,11 +74,13 @@ class Federation:
 
     Raises:
         ConfigError: there is no such model, or it cannot be built.
+        UsageError: there is no such device here.
         DataError: there is no such dataset, or too few rows for the clients.
     """
 
     def __init__(self, config: FederatedConfig) -> None:
         self.config = config
+        find_device(config.device)
         self._factory = _factory(config, {})
         self._own = [_factory(config, options) for options in config.own_model_options]
 
@@ -199,7 +202,8 @@ class Federation:
         )
         update = ClientUpdate(client=order.client, state=state, examples=len(data))
         with torch.no_grad():
-            sound = Sound(update, state, self.blueprint.structure)
+            own = self.blueprint.structure_of(state, order.state, any_width=rule.any_width)
+            sound = Sound(update, state, own)
             found = align_to_reference(rule.chosen, sound, setting)
         return dict(found.state), found.moved
 

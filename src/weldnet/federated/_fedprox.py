@@ -21,6 +21,9 @@ __all__ = ["FedProx"]
 class FedProx:
     """Cross-entropy plus ``mu / 2 sum |w - w_sent|^2`` over all parameters.
 
+    In a round that did not begin from the model that was sent, the term is left out: the units are in another order
+    there, and a distance between the two says nothing.
+
     Args:
         mu: 0 is plain training.
 
@@ -36,7 +39,7 @@ class FedProx:
 
     def objective(self, task: Task, /) -> Objective:
         """See :class:`ClientAlgorithm`."""
-        return Proximal(labels_of(task), task.sent, self.mu)
+        return Proximal(labels_of(task), task.sent, self.mu) if task.began else labels_of(task)
 
     def remember(self, state: Mapping[str, Tensor], task: Task, /) -> dict[str, Tensor]:
         """Keep nothing."""

@@ -224,7 +224,8 @@ class Server:
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
-        self.round, self.state = int(metadata["round"]), parts["global"]
+        # Files sort their tensors; the order of sums, and with it their rounding, shall be the model's.
+        self.round, self.state = int(metadata["round"]), {name: parts["global"][name] for name in self.state}
         self._course.restore(parts["course"], self.state)
 
 

@@ -153,10 +153,11 @@ class Layered:
     def _finish(self, updates: Sequence[ClientUpdate], expected: State, state: State) -> Aggregated:
         assert self._cycle is not None
         found = self._cycle.finish(updates, expected)
-        if found is None:
-            return self._skip(state, "no sound update after the last layer")
         out = {entry.client for entry in self._cycle.dropped}
-        kept = tuple(sorted(update.client for update in updates if update.client not in out))
+        kept = tuple(sorted({update.client for update in updates} - out))
+        least = self._federation.config.min_replies
+        if found is None or len(kept) < least:
+            return self._skip(state, f"{len(kept)} sound updates after the last layer, and {least} are needed")
         self._whole = self._cycle.blueprint
         grew = any(m.units != self._federation.blueprint.structure.space(m.space).size for m in self._matchings)
         # Without growth the global network's units are everybody's, and nothing is to be cut.

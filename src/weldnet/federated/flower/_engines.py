@@ -82,6 +82,10 @@ class Plan:
             raise UsageError("a SuperLink that is joined has a port and keys of its own; leave --port and --keys out")
         if self.nodes is not None and self.nodes < 1:
             raise UsageError(f"nodes is {self.nodes}; give 1 or more")
+        if self.timeout is not None and not self.timeout > 0:
+            raise UsageError(f"timeout is {self.timeout:g} seconds; give more than 0, or leave it out for no limit")
+        if not self.patience >= 0:
+            raise UsageError(f"patience is {self.patience:g} seconds; give 0 or more")
 
     def settings(self, config: FederatedConfig, out: Path) -> RunSettings:
         """Return what the run's server and nodes are told."""

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from weldnet.federated import Federation, Order, Server
+from weldnet.federated import FedAvg, Federation, Order, Server
 from weldnet.federated.flower._messenger import Messenger
 from weldnet.federated.flower._processes import end_with_owner
 from weldnet.federated.flower._settings import RunSettings
@@ -72,7 +72,8 @@ def run_rounds(
         messages = messenger.messages(contents, orders[0].round, _KEYS)
         replies = messenger.read(grid.send_and_receive(messages, timeout=settings.timeout or None))
         if replies.masked:
-            refuse_masked(settings.config.make_rule(), always=True)
+            aligned = settings.config.align_at == "client"
+            refuse_masked(FedAvg() if aligned else settings.config.make_rule(), always=True)
         record = server.receive(replies.updates, {entry.client: entry.reason for entry in replies.failed})
         if record is not None:
             _LOG.info("%s", describe(record))

@@ -276,12 +276,17 @@ def refuse_masked(rule: Rule, *, always: bool = False) -> None:
         always: refuse plain averages too: these replies are parts of a protocol that the strategy does not speak.
 
     Raises:
-        UsageError: the rule needs each client's plain weights.
+        UsageError: the rule needs each client's plain weights, or the replies are masked.
     """
-    if always or not rule.name.startswith("fedavg"):
+    if not rule.name.startswith("fedavg"):
         raise UsageError(
             f"{rule.name} needs each client's plain weights on the server, and under secure aggregation only their sum "
             "is known: align on the clients (align_at='client'), and let Flower's SecAgg+ form the sum"
+        )
+    if always:
+        raise UsageError(
+            f"replies are parts of Flower's SecAgg protocol, of which {rule.name} here cannot form the sum: let "
+            "Flower's SecAggPlusWorkflow form it, or take its mod off the clients"
         )
 
 
