@@ -875,3 +875,22 @@ def test_strange_inputs_are_noted():
     strange = fuse([a, b], x[:2], data=x * 40 + 90, repair="data", progress=False).report
     assert not any("preprocessed as in training" in note for note in usual.notes)
     assert any("preprocessed as in training" in note for note in strange.notes)
+
+
+class NormWithoutGradient(nn.Sequential):
+    """A BatchNorm whose answer no gradient leads through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            hidden = self[1](self[0](x))
+        return self[2](hidden)
+
+
+def test_inputs_that_no_gradient_reaches_stay_as_they_were_made():
+    a, b = (NormWithoutGradient(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval() for _ in range(2))
+    x = torch.randn(2, 4)
+    whole = averaged([a, b], x)
+    assert invert(whole, make_inputs(x, 16, seed=0), steps=2, rate=0.1) is None
+    repaired = Synthetic(count=16, steps=2)(whole, None)
+    assert "synthetic" in repaired.summary
+    assert "misfit" not in repaired.summary

@@ -54,7 +54,7 @@ def invert(averaged: Averaged, inputs: Tensor, *, steps: int, rate: float) -> In
         rate: size of the first ones, in the unit of the inputs.
 
     Returns:
-        None if no parent reaches a BatchNorm with recorded statistics.
+        None if no parent reaches a BatchNorm with recorded statistics, or no gradient leads from there to the inputs.
 
     Source: Yin et al., "Dreaming to distill" (DeepInversion), CVPR 2020, https://arxiv.org/abs/1912.08795, the feature
     term; no classes are asked for, and the start is noise with the spectrum of pictures in place of other priors.
@@ -86,7 +86,7 @@ def _fit(
     with torch.enable_grad():
         for step in range(steps + 1):
             loss = _misfit(parents, free)
-            if loss is None:
+            if loss is None or not loss.requires_grad:
                 return None
             if not losses or float(loss.detach()) < min(losses):
                 best = free.detach().to(batch, copy=True)
