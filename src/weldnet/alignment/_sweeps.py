@@ -59,11 +59,12 @@ def assign(ascent: Ascent, root: Space, kernel: Kernel, free: frozenset[str] | N
     Returns:
         Whether anything moved.
     """
-    if ascent.is_settled(root, (kernel, free)):
+    rule = kernel, None if free is None else frozenset(free)
+    if ascent.is_settled(root, rule):
         return False
     moved = _assign(ascent, root, kernel, free)
     if not moved:
-        ascent.settle(root, (kernel, free))
+        ascent.settle(root, rule)
     return moved
 
 
