@@ -24,6 +24,7 @@ from weldnet import data, experiments, records
 from weldnet.cli import main
 from weldnet.errors import ConfigError, RecordError, UsageError, WeldnetError
 from weldnet.experiments import Cell, Context, Local, NetworkSpec, Observer, Outcome, Study, Watch
+from weldnet.experiments._data import save_partition
 from weldnet.records import Records
 from weldnet.training import Recipe, train
 
@@ -301,6 +302,16 @@ def test_the_networks_of_a_split_share_out_all_rows_and_the_index_file_says_how(
     assert about["data"] == data.identify("digits", split="train").sha256
 
 
+@pytest.mark.parametrize("spoilt", [b"", b"PK\x03\x04 torn", b"no archive"])
+def test_an_index_file_that_is_spoilt_is_written_again(spoilt, tmp_path):
+    parts = [torch.tensor([0, 2]), torch.tensor([1, 3])]
+    path = save_partition(tmp_path, "split0", parts, {"seed": 0})
+    path.write_bytes(spoilt)
+    assert save_partition(tmp_path, "split0", parts, {"seed": 0}) == path
+    with np.load(path) as arrays:
+        assert arrays["part1"].tolist() == [1, 3]
+
+
 # -- runs --------------------------------------------------------------------------------------------
 
 
@@ -412,6 +423,14 @@ def test_only_some_cells_are_worked_on_with_what_they_need(study, tmp_path):
     for filters, words in (({"methd": ["x"]}, "unknown word 'methd'"), ({"method": ["x"]}, "method is ")):
         with pytest.raises(UsageError, match=words):
             experiments.plan(study, filters)
+
+
+def test_a_federated_study_is_filtered_by_words_of_its_own():
+    federated = experiments.resolve("federated-matching", "smoke")
+    last = experiments.plan(federated, {"round": ["2"]})
+    assert {made.words["round"] for cell in last for made in cell.makes} == {2}
+    with pytest.raises(UsageError, match=r"unknown word 'seed'; the cells of this study have .*method.*round"):
+        experiments.plan(federated, {"seed": ["0"]})
 
 
 def test_a_combination_that_fails_is_a_record_with_its_reason_and_is_tried_again(tmp_path):

@@ -46,11 +46,33 @@ def test_a_torn_line_is_counted_and_the_next_record_starts_a_line_of_its_own(tmp
     assert found.corrupt == 1
 
 
-@pytest.mark.parametrize("line", ["[]", "7", '{"kind": "rumour"}', "not json", '{"cell": {}}'])
+WRONG = [
+    '"key": ["a"]',
+    '"cell": []',
+    '"cell": {"method": ["gamf"]}',
+    '"values": null',
+    '"values": {"accuracy": "high"}',
+    '"extra": 3',
+    '"seed": "0"',
+    '"where": null',
+]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "7", '{"kind": "rumour"}', "not json", '{"cell": {}}', *(f'{{"kind": "result", {part}}}' for part in WRONG)],
+)
 def test_lines_that_are_no_records_are_counted(tmp_path, line):
     (tmp_path / records.FILE).write_text(line + "\n")
     found = records.read(tmp_path)
     assert (len(found), found.corrupt) == (0, 1)
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x0c", "\r"])
+def test_a_text_with_another_sign_for_the_end_of_a_line_stays_whole(tmp_path, end):
+    records.append(tmp_path, [Record(kind="result", key="a", extra={"error": f"one{end}two"})])
+    found = records.read(tmp_path)
+    assert ([record.extra["error"] for record in found], found.corrupt) == ([f"one{end}two"], 0)
 
 
 def test_of_two_records_with_one_key_the_later_counts(tmp_path):

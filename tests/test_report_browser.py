@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,49 @@ ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-PATIENCE = 240_000  # milliseconds: machines that run tests are busy
+PATIENCE = 45_000  # milliseconds that one wait may take: machines that run tests are busy
+LIMIT = 60.0  # seconds that all may take that one test does with a browser
+
+
+@contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """Kill what this block has started once its time is over: Playwright does not bound every wait, and kaleido few."""
+    before, over = set(descendants(os.getpid())), threading.Event()
+
+    def guard() -> None:
+        pause = seconds
+        while not over.wait(pause):
+            pause = 1.0  # again, for what is started later
+            kill(set(descendants(os.getpid())) - before)
+
+    thread = threading.Thread(target=guard, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        kill(set(descendants(os.getpid())) - before)
+
+
+def descendants(process: int) -> list[int]:
+    """Return the processes that a process has started, and theirs; none where there is no such file system."""
+    found: list[int] = []
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        try:
+            children = [int(word) for word in path.read_text().split()]
+        except OSError:
+            continue
+        found += [entry for child in children for entry in (child, *descendants(child))]
+    return found
+
+
+def kill(processes: set[int]) -> None:
+    for process in processes:
+        try:
+            os.kill(process, signal.SIGKILL)
+        except OSError:
+            continue
 
 
 def missing(reason: str) -> Any:
@@ -32,13 +78,15 @@ def chromium() -> str:
     return found or missing("there is no Chromium; install Debian's chromium")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def browser(chromium: str) -> Iterator[Any]:
+    """A browser for one test: Playwright's event loop runs in this thread until it is stopped."""
     playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
+    with bounded(LIMIT), playwright.sync_playwright() as started:
         launched = started.chromium.launch(executable_path=chromium, args=ARGUMENTS, timeout=PATIENCE)
         yield launched
-        launched.close()
+        if launched.is_connected():
+            launched.close()
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +154,23 @@ def column_of(table: Any, word: str) -> int:
     return next(index for index, heading in enumerate(headings) if word in heading)
 
 
+def test_a_browser_that_hangs_is_killed_in_time(chromium: str):
+    playwright = pytest.importorskip("playwright.sync_api")
+    with bounded(8.0), playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=chromium, args=ARGUMENTS, timeout=PATIENCE)
+        page = launched.new_page()
+        with pytest.raises(playwright.Error, match="closed"):
+            page.evaluate("() => { for (;;) {} }")
+    assert asyncio._get_running_loop() is None
+
+
 def test_figures_are_written_as_files(chromium: str, tmp_path: Path):
     pytest.importorskip("kaleido")
     records = [record for record in study() if record.kind in ("curve", "couplings")]
     page = build(Records(tuple(records[-1:] + records[:3])))
-    files = export_figures(page, tmp_path / "figures", ["svg", "png"])
+    assert asyncio._get_running_loop() is None  # no other test's
+    with bounded(LIMIT):
+        files = export_figures(page, tmp_path / "figures", ["svg", "png"])
     assert len(files) == 2 * len(page.figures) == len(list((tmp_path / "figures").iterdir()))
     for path in files:
         start = path.read_bytes()[:5]

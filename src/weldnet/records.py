@@ -107,12 +107,26 @@ class Record:
         """
         try:
             raw = json.loads(line)
-            return Record(**{name: raw[name] for name in _FIELDS if name in raw})
+            found = {name: raw[name] for name in _FIELDS if name in raw}
+            wrong = next((name for name, value in found.items() if not _fits(name, value)), None)
+            if wrong is not None:
+                raise ValueError(f"{wrong} is {found[wrong]!r:.40}")
+            return Record(**found)
         except (ValueError, TypeError, AttributeError) as error:
             raise RecordError(f"not a record: {line[:60]!r} ({error})") from error
 
 
 _FIELDS = tuple(entry.name for entry in fields(Record))
+_MAPPINGS = {"cell": str | int | float | None, "values": int | float | None, "where": str | int | float | None}
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Say whether a field that was read may have such a value."""
+    if name in _MAPPINGS:
+        return isinstance(value, dict) and all(isinstance(entry, _MAPPINGS[name]) for entry in value.values())
+    if name == "extra":
+        return isinstance(value, dict)
+    return isinstance(value, int | None) if name == "seed" else isinstance(value, str)
 
 
 @final
@@ -179,7 +193,8 @@ def read(source: str | os.PathLike[str]) -> Records:
     path = Path(source)
     path = path / FILE if path.is_dir() else path
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # At line feeds only: a text may hold other signs that count as ends of lines, such as U+2028.
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise RecordError(f"{path} cannot be read ({error.strerror}); give the folder of a run") from error
     found: dict[Any, Record] = {}

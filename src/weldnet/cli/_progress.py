@@ -16,6 +16,8 @@ __all__ = ["Progress"]
 
 #: Seconds between two lines where stderr is no terminal.
 _PAUSE = 30.0
+#: Seconds of estimated work that count as done in as many from the start: else the time to start rules the first guess.
+_PRIOR = 60.0
 
 
 class Progress(Observer):
@@ -84,8 +86,19 @@ class Progress(Observer):
         now = time.monotonic()
         if now - self.told >= _PAUSE and done:
             self.told = now
-            left = (now - self.began) * (sum(self.costs.values()) / done - 1)
+            left = time_left(now - self.began, done, sum(self.costs.values()))
             say(f"{self.title}: {cells}, about {_clock(left)} to go")
+
+
+def time_left(elapsed: float, done: float, total: float) -> float:
+    """Estimate the seconds that are left from those of the start, and how much of the estimated work is done.
+
+    >>> round(time_left(elapsed=30, done=0.1, total=50))  # processes have started, and not much else
+    75
+    >>> round(time_left(36_000, 18_000, 36_000) / 100) * 100  # at half the estimated speed
+    35900
+    """
+    return max(0.0, total - done) * (elapsed + _PRIOR) / (done + _PRIOR)
 
 
 def _clock(seconds: float) -> str:

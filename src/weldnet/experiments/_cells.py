@@ -19,8 +19,6 @@ __all__ = ["Cell", "Context", "Made", "Outcome", "filtered", "hashed", "here", "
 
 Words = Mapping[str, str | int | float | bool | None]
 
-WORDS = ("dataset", "partition", "architecture", "networks", "group", "seed", "method", "repair", "stage", "size")
-
 
 @final
 @dataclass(frozen=True)
@@ -133,10 +131,11 @@ def filtered(cells: Sequence[Cell], only: Mapping[str, Sequence[str]]) -> list[C
     Raises:
         UsageError: an unknown word, or no cell has the values.
     """
-    for word in only:
-        if word not in WORDS:
-            raise UsageError(f"--only: unknown word {word!r}; give one of {', '.join(WORDS)}")
     results = [made for cell in cells for made in cell.makes if made.kind != "network"]
+    words = list(dict.fromkeys(word for made in results for word in made.words))
+    for word in only:
+        if word not in words:
+            raise UsageError(f"--only: unknown word {word!r}; the cells of this study have {', '.join(words)}")
     wanted = {made.key for made in results if all(_fits(made, word, values) for word, values in only.items())}
     if not wanted:
         word, values = next(iter(only.items()))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ def load_partition(path: Path) -> list[Tensor]:
 def _holds(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
     try:
         found = load_partition(path)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return False
     return len(found) == len(arrays) and all(
         np.array_equal(rows.numpy(), arrays[f"part{number}"]) for number, rows in enumerate(found)

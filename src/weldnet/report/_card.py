@@ -52,8 +52,8 @@ def card(
         _parents(fusion, files),
         "## How it was made",
         _table([("method", report.method), ("repair", report.repair), *_facts(fusion)]),
-        "`config.yaml` holds these settings; `weldnet fuse --config config.yaml -o OUT` makes the network again, with "
-        f"the parents' files where the settings say:\n\n```yaml\n{config.rstrip()}\n```",
+        "`config.yaml` holds these settings; `weldnet fuse --config config.yaml -o OUT` makes the network again. Paths "
+        f"in it count from the folder in which weldnet is run:\n\n```yaml\n{config.rstrip()}\n```",
         "## How to load it",
         f"```python\n{loads or _loads(fusion, model, weights)}\n```",
         "## Licence",
