@@ -309,7 +309,7 @@ def test_shards_hold_few_classes():
         ({"parts": 0}, UsageError, "parts is 0"),
         ({"parts": 3000}, DataError, "2000 rows cannot be split among 3000"),
         ({"scheme": "dirichlet", "alpha": 0.0}, UsageError, "alpha is 0.0"),
-        ({"scheme": "dirichlet", "smallest": 1500}, DataError, "fewer than 1500 of 2000 rows"),
+        ({"scheme": "dirichlet", "smallest": 1500}, DataError, "2000 rows are fewer than 1500"),
         ({"scheme": "skew", "share": 1.5}, UsageError, "share is 1.5"),
         ({"scheme": "skew", "share": 1.0, "parts": 11}, DataError, "without rows"),
     ],

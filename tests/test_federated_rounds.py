@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weldnet.checkpoints import load, load_into, save
-from weldnet.errors import ConfigError, FederatedError, TrainingError, UsageError
+from weldnet.errors import ConfigError, DataError, FederatedError, TrainingError, UsageError
 from weldnet.evaluation import evaluate
 from weldnet.federated import (
     CHECKPOINT,
@@ -75,6 +75,12 @@ def test_a_resumed_server_sums_in_the_order_of_the_model(tmp_path: Path) -> None
     resumed = Server(begun.federation, tmp_path, resume=True)
     assert list(resumed.state) == list(begun.federation.initial())
     assert list(resumed.state) != sorted(resumed.state)
+
+
+def test_too_few_rows_for_the_clients_are_said_before_anything_begins(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="300 rows are fewer than 10 for each of 40 networks"):
+        simulate(config(clients=40), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

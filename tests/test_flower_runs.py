@@ -21,7 +21,7 @@ from flwr.serverapp import ServerApp
 
 import weldnet
 from weldnet.cli import main
-from weldnet.errors import ConfigError, FederatedError, TrainingError, UsageError
+from weldnet.errors import ConfigError, DataError, FederatedError, TrainingError, UsageError
 from weldnet.federated import CLIENTS, MODEL, FederatedConfig, Federation, Order, Worked, simulate
 from weldnet.federated.flower import LocalGrid, Plan, RunSettings, client_app, federate, run_rounds, write_app
 from weldnet.federated.flower._memory import ClientMemory
@@ -171,6 +171,12 @@ def test_a_client_that_never_answers_is_missing_and_the_run_completes(tmp_path: 
     (record,) = rounds(tmp_path)
     assert record.extra["missing"] == ["client-02"]
     assert record.extra["clients"] == ["client-00", "client-01", "client-03"]
+
+
+def test_too_few_rows_end_the_run_before_a_client_is_asked(tmp_path: Path):
+    with pytest.raises(DataError, match="rows are fewer than 10 for each of 40 networks"):
+        federate(config(clients=40), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_fewer_nodes_than_clients_are_the_first_ones(tmp_path: Path):

@@ -100,6 +100,11 @@ SCHEMES: tuple[str, ...] = ("iid", "dirichlet", "skew", "shards")
 
 
 def _dirichlet(labels: Rows, parts: int, alpha: float, smallest: int, random: np.random.Generator) -> list[Rows]:
+    if parts * smallest > len(labels):
+        raise DataError(
+            f"{len(labels)} rows are fewer than {smallest} for each of {parts} networks; give fewer networks or a "
+            "lower smallest"
+        )
     fair = len(labels) / parts
     for _ in range(_DRAWS):
         found: list[list[Rows]] = [[] for _ in range(parts)]

@@ -75,7 +75,6 @@ class Federation:
     Raises:
         ConfigError: there is no such model, or it cannot be built.
         UsageError: there is no such device here.
-        DataError: there is no such dataset, or too few rows for the clients.
     """
 
     def __init__(self, config: FederatedConfig) -> None:
@@ -114,6 +113,15 @@ class Federation:
             **self.config.partition.model_dump(),
         )
         return {client: rows[part] for client, part in zip(self.clients, found, strict=True)}
+
+    def require_parts(self) -> None:
+        """Load the training set and split it now: where that cannot be, every client would fail on its own.
+
+        Raises:
+            ConfigError: more rows are held back than there are.
+            DataError: there is no such dataset, or too few rows for the clients.
+        """
+        assert self.parts
 
     @cached_property
     def server_data(self) -> Tensor | None:

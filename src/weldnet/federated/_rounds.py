@@ -254,6 +254,7 @@ def simulate(
         ConfigError, DataError: model or data that cannot be had.
     """
     federation = federation or Federation(config)
+    federation.require_parts()
     server = Server(federation, out, resume=resume)
     store = ClientStore(Path(out) / CLIENTS)
     while not server.done:

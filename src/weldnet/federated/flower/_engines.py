@@ -148,8 +148,10 @@ def _run_here(settings: RunSettings, on_round: OnRound) -> None:
         number + 1: Context(0, number + 1, {"partition-id": number}, RecordDict(), flat)
         for number in range(settings.nodes)
     }
+    federation = Federation(settings.config)
+    federation.require_parts()
     with _quiet_flower():
-        run_rounds(LocalGrid(client_app, contexts), settings, on_round, Federation(settings.config))
+        run_rounds(LocalGrid(client_app, contexts), settings, on_round, federation)
 
 
 def _deploy(settings: RunSettings, plan: Plan, on_round: OnRound, tell: Tell) -> None:
