@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -216,22 +217,8 @@ def _fuse(settings: FuseConfig) -> Fusion | Streamed:
             progress=interactive(),
             **settings.options,
         )
-    assert settings.output is not None
     with stray_prints_to_stderr():
-        write_results(
-            result,
-            Outputs(
-                weights=settings.output,
-                files=settings.networks,
-                report=settings.report,
-                alignment=settings.alignment_out,
-                config=settings.to_yaml(),
-                model=", ".join(settings.models),
-                parents=networks,
-                evaluate_on=labelled,
-                device=settings.device,
-            ),
-        )
+        write_results(result, replace(Outputs.of(settings), parents=networks, evaluate_on=labelled))
     return result
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, final
 if TYPE_CHECKING:
     from torch import nn
 
+    from weldnet.cli._config import FuseConfig
     from weldnet.evaluation import Labelled
     from weldnet.fusion import Fusion
     from weldnet.streaming import Streamed
@@ -63,6 +64,20 @@ class Outputs:
     parents: Mapping[str, nn.Module] = field(default_factory=dict[str, "nn.Module"])
     evaluate_on: Labelled | None = None
     device: str | None = None
+
+    @staticmethod
+    def of(settings: FuseConfig) -> Outputs:
+        """Return what the settings of a command say about its outputs; they name where the weights go."""
+        assert settings.output is not None
+        return Outputs(
+            weights=settings.output,
+            files=settings.networks,
+            report=settings.report,
+            alignment=settings.alignment_out,
+            config=settings.to_yaml(),
+            model=", ".join(settings.models),
+            device=settings.device,
+        )
 
     @property
     def paths(self) -> list[Path]:

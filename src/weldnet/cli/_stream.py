@@ -89,17 +89,7 @@ def fuse_streaming(settings: FuseConfig) -> Streamed:
             raise KeyboardInterrupt(
                 f"what is done stands in {settings.output}.unfinished; go on with the same command"
             ) from None
-        write_beside(
-            result,
-            Outputs(
-                weights=settings.output,
-                files=settings.networks,
-                report=settings.report,
-                alignment=settings.alignment_out,
-                config=settings.to_yaml(),
-                model=", ".join(settings.models),
-            ),
-        )
+        write_beside(result, Outputs.of(settings))
     return result
 
 

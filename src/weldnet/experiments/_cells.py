@@ -86,6 +86,14 @@ class Context:
     say: Callable[[str], None] = field(default=print, compare=False)
     tick: Callable[[float], None] = field(default=lambda share: None, compare=False)
 
+    def silent(self) -> Context:
+        """Return a copy that can be sent to another process: nobody hears what it tells."""
+        return replace(self, say=_nothing, tick=_nothing)
+
+
+def _nothing(*_: object) -> None:
+    """Hear nothing."""
+
 
 @final
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ class _Worker:
     def __init__(self, context: Context) -> None:
         methods = _processes()
         self.link, there = methods.Pipe()
-        plain = replace(context, say=_nothing, tick=_nothing)
+        plain = context.silent()
         self.process = methods.Process(target=_serve, args=(there, plain), daemon=True)
         with _threads(context.threads):
             self.process.start()
@@ -272,7 +272,3 @@ def _threads(number: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _nothing(*_: object) -> None:
-    """Hear nothing."""

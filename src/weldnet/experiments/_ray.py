@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 from weldnet.errors import UsageError
@@ -48,7 +48,7 @@ class RayCluster:
 
     def map(self, cells: Sequence[Cell], context: Context, watch: Watch) -> Generator[Outcome]:
         """See :class:`Executor`."""
-        plain = replace(context, say=_nothing, tick=_nothing)
+        plain = context.silent()
         waiting = {cell.name: (cell, 1) for cell in sorted(cells, key=lambda cell: -cell.cost)}
         busy: dict[Any, tuple[Cell, int]] = {}
         with _started(self.address, self.workers, context.threads) as (ray, workers):
@@ -128,7 +128,3 @@ def _started(address: str | None, workers: int | None, threads: int) -> Iterator
         yield ray, min(workers or fits, fits)
     finally:
         ray.shutdown()
-
-
-def _nothing(*_: object) -> None:
-    """Hear nothing."""
