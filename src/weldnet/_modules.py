@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from weldnet.errors import CaptureError, UsageError
 
-__all__ = ["bare", "forget_cached", "no_module"]
+__all__ = ["bare", "fast_layout", "forget_cached", "no_module"]
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -56,6 +56,36 @@ def no_module(model: object) -> str:
             f"a {kind} is given as the network, and a state dict has no forward pass; build the nn.Module and load it"
         )
     return f"a {kind} is given as the network; give an nn.Module with its weights loaded"
+
+
+def fast_layout(networks: Iterable[nn.Module], inputs: Tensor) -> torch.memory_format:
+    """Return the memory layout in which networks run fastest: channels last for pictures, if all of them take it.
+
+    Convolutions and pooling on CPUs are 1.3 to 2.3 times as fast so. A network that calls ``view`` on what they give
+    cannot take it, which is found by running each network on one input, in eval mode; they stay as they were.
+
+    Args:
+        networks: what will be run.
+        inputs: on what, shape (N, ...); moved to each network's device and precision.
+
+    Returns:
+        ``torch.contiguous_format`` also where there are no pictures.
+    """
+    if inputs.dim() != 4 or not inputs.is_floating_point() or not len(inputs):
+        return torch.contiguous_format
+    for network in networks:
+        like = next((p for p in network.parameters() if p.is_floating_point()), inputs)
+        modes = [(module, module.training) for module in network.modules()]
+        network.eval()
+        try:
+            with torch.no_grad():
+                network(inputs[:1].to(like.device, like.dtype, copy=True, memory_format=torch.channels_last))
+        except (RuntimeError, ValueError, IndexError):
+            return torch.contiguous_format
+        finally:
+            for module, mode in modes:
+                module.training = mode
+    return torch.channels_last
 
 
 def forget_cached(model: nn.Module) -> None:

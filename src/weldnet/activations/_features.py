@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from weldnet._modules import fast_layout
 from weldnet.activations._inputs import Inputs, unlabelled_batches
 from weldnet.activations._layers import Layer, find_layers, observed
 from weldnet.assignment import Coupling, Permutation
@@ -70,7 +71,7 @@ class Observer:
         layers = {
             n: [x for x in find_layers(m, self.structures[n]) if self.choose(x)] for n, m in self.networks.items()
         }
-        for inputs in unlabelled_batches(data, samples=samples, batch_size=batch_size):
+        for inputs in self._inputs(data, samples, batch_size):
             yield {name: _observe(network, layers[name], inputs) for name, network in self.networks.items()}
 
     def sites(self, data: Inputs, *, samples: int, batch_size: int = 128) -> Iterator[dict[str, dict[Site, Tensor]]]:
@@ -82,8 +83,14 @@ class Observer:
         layers = {
             n: [x for x in find_layers(m, self.structures[n]) if self.choose(x)] for n, m in self.networks.items()
         }
-        for inputs in unlabelled_batches(data, samples=samples, batch_size=batch_size):
+        for inputs in self._inputs(data, samples, batch_size):
             yield {n: _observe_sites(m, layers[n], places[n], inputs) for n, m in self.networks.items()}
+
+    def _inputs(self, data: Inputs, samples: int, batch_size: int) -> Iterator[Tensor]:
+        layout: torch.memory_format | None = None
+        for inputs in unlabelled_batches(data, samples=samples, batch_size=batch_size):
+            layout = layout or fast_layout(self.networks.values(), inputs)
+            yield inputs.contiguous(memory_format=layout)
 
     def places(self, name: str) -> dict[Site, tuple[Place, ...]]:
         """Return where the units lie among the channels of every site that shows some, for one network."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from weldnet._modules import fast_layout
 from weldnet.data import Split
 from weldnet.errors import DataError, ModelError, UsageError
 from weldnet.structure import output_tensors
@@ -47,9 +48,12 @@ def predict(
     with ExitStack() as stack:
         for model, _ in ready:
             stack.enter_context(evaluation_mode(model))
+        layout: torch.memory_format | None = None
         for images, labels in labelled_batches(data, batch_size):
+            layout = layout or fast_layout([model for model, _ in ready], images)
             for (model, home), found in zip(ready, outputs, strict=True):
-                found.append(_forward(model, _fitted(images, model).to(home)).float().cpu())
+                fitted = _fitted(images, model).to(home, memory_format=layout)
+                found.append(_forward(model, fitted).float().cpu())
             answers.append(labels.cpu())
     if not sum(map(len, answers)):
         raise DataError("there are no samples to evaluate on; give at least one labelled image")

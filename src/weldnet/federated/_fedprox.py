@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -53,6 +53,7 @@ class Proximal:
         self.labels, self.sent, self.mu = labels, sent, mu
         self.inputs, self.name = labels.inputs, labels.name
         self.identity: Mapping[str, Any] = {"mu": mu}
+        self.networks: Sequence[nn.Module] = ()
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def attach(self, model: nn.Module) -> None:

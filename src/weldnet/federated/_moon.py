@@ -160,8 +160,8 @@ class _Contrasted:
         self.labels, self.moon = labels, moon
         self.inputs, self.name = labels.inputs, labels.name
         self.identity: Mapping[str, Any] = {"mu": moon.mu, "temperature": moon.temperature}
-        self._frozen = [network.to(device) if device is not None else network for network in (sent, previous)]
-        self._views = [_View(network) for network in self._frozen]
+        self.networks = [network.to(device) if device is not None else network for network in (sent, previous)]
+        self._views = [_View(network) for network in self.networks]
 
     def attach(self, model: nn.Module) -> None:
         """See :class:`weldnet.training.Objective`."""
@@ -171,7 +171,7 @@ class _Contrasted:
         """See :class:`weldnet.training.Objective`."""
         loss, right = self.labels(logits, rows, batch)
         with torch.no_grad():
-            for network in self._frozen:
+            for network in self.networks:
                 network(batch)
         near, far = (view.z for view in self._views)
         return loss + self.moon.mu * contrast(self._own.z, near, far, self.moon.temperature), right

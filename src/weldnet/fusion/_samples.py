@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weldnet._modules import fast_layout
 from weldnet.activations import Inputs, unlabelled_batches
 from weldnet.errors import DataError
 from weldnet.fusion._averaged import Averaged
@@ -34,7 +35,8 @@ def gather(
     if count < 2:
         raise DataError("there is only one unlabelled input and a deviation needs two; give more data")
     refuse_labels(averaged.example_input, batches[0])
-    return batches, count
+    layout = fast_layout([averaged.model, *averaged.parents.values()], batches[0])
+    return [batch.contiguous(memory_format=layout) for batch in batches], count
 
 
 def refuse_labels(example: object, inputs: Tensor) -> None:

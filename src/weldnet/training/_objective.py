@@ -19,8 +19,8 @@ __all__ = ["Ensemble", "Labels", "Objective", "check_fits", "in_layout"]
 class Objective(Protocol):
     """The inputs of a run, and what is to be lowered on them.
 
-    ``inputs`` has shape (N, ...), ``name`` says where they come from, and ``identity`` tells runs apart that must not
-    go on from each other's states.
+    ``inputs`` has shape (N, ...), ``name`` says where they come from, ``identity`` tells runs apart that must not go on
+    from each other's states, and ``networks`` are those that it runs on the batches beside the trained one.
     """
 
     @property
@@ -29,6 +29,8 @@ class Objective(Protocol):
     def name(self) -> str: ...
     @property
     def identity(self) -> Mapping[str, Any]: ...
+    @property
+    def networks(self) -> Sequence[nn.Module]: ...
 
     def attach(self, model: nn.Module) -> None:
         """See the copy that is about to be trained, once, before its first step; most objectives need not."""
@@ -51,6 +53,7 @@ class Labels:
     def __init__(self, inputs: Tensor, labels: Tensor, name: str, smoothing: float) -> None:
         self.inputs, self.labels, self.name, self.smoothing = inputs, labels, name, smoothing
         self.identity: Mapping[str, Any] = {}
+        self.networks: Sequence[nn.Module] = ()
 
     def attach(self, model: nn.Module) -> None:
         """See :class:`Objective`."""
@@ -74,8 +77,7 @@ class Ensemble:
         self.inputs, self.name, self.temperature = inputs, name, temperature
         prints = [tensors_sha256(parent.state_dict()) for parent in parents]
         self.identity: Mapping[str, Any] = {"parents": prints, "temperature": temperature}
-        copies = [in_layout(copy.deepcopy(parent).eval(), torch.channels_last) for parent in parents]
-        self.parents = [parent.to(device).requires_grad_(False) for parent in copies]
+        self.networks = [copy.deepcopy(parent).eval().to(device).requires_grad_(False) for parent in parents]
 
     def attach(self, model: nn.Module) -> None:
         """See :class:`Objective`."""
@@ -86,7 +88,7 @@ class Ensemble:
         wide = torch.float32 if logits.device.type == "mps" else torch.float64
         logits = logits.to(wide)
         with torch.no_grad():
-            answers = [parent(batch).to(wide) for parent in self.parents]
+            answers = [parent(batch).to(wide) for parent in self.networks]
             target = torch.stack([(answer / self.temperature).softmax(1) for answer in answers]).mean(0)
         loss = functional.kl_div((logits / self.temperature).log_softmax(1), target, reduction="batchmean")
         return self.temperature**2 * loss, int((logits.argmax(1) == target.argmax(1)).sum())

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from weldnet._modules import fast_layout
 from weldnet.data import Split
 from weldnet.errors import DataError, TrainingError, UsageError
 from weldnet.training._objective import Labels, Objective, check_fits, in_layout
@@ -156,8 +157,10 @@ class _Run:
     """A training run between two epochs; everything random derives from the seed and the epoch's number."""
 
     def __init__(self, model: nn.Module, objective: Objective, recipe: Recipe, device: torch.device):
-        # Channels-last convolutions are 1.3 times as fast on CPUs, more in bfloat16.
-        self.model = in_layout(model, torch.channels_last).to(device)
+        self.layout = fast_layout([model, *objective.networks], objective.inputs)
+        for network in (model, *objective.networks):
+            in_layout(network, self.layout)
+        self.model = model.to(device)
         self.objective = objective
         objective.attach(self.model)
         self.recipe = recipe
@@ -213,8 +216,7 @@ class _Run:
         return loss.item(), right
 
     def _placed(self, images: Tensor) -> Tensor:
-        layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
-        return images.to(self.device, memory_format=layout)
+        return images.to(self.device, memory_format=self.layout)
 
     def _forward(self, images: Tensor) -> Tensor:
         half = self.recipe.precision == "bfloat16"
