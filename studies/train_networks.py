@@ -100,7 +100,7 @@ def _split_sets() -> dict[str, NetworkSet]:
     """Sets whose networks saw different parts of the training data: 2, 4 or 8 parts, by Dirichlet(0.5) or 8/2 skew."""
     bases = {
         "mnist-mlp": (_MLP, (2, 4, 8), 5),
-        "cifar10-vgg11q": (replace(_VGG, recipe=replace(_VGG.recipe, epochs=20)), (2, 4, 8), 1),
+        "cifar10-vgg11q": (replace(_VGG, recipe=replace(_VGG.recipe, epochs=20)), (2, 4, 8), 2),
         "cifar10-vgg11bnh": (_VGG_BN_HALF, (2,), 1),
         "cifar10-resnet20": (replace(_RESNET, recipe=replace(_RESNET.recipe, epochs=6)), (2,), 1),
     }
