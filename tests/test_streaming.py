@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import weakref
 from pathlib import Path
@@ -16,10 +17,13 @@ import weldnet
 from networks import NETWORKS
 from weldnet import models
 from weldnet.alignment import Gamf, WeightMatching, Workspace
+from weldnet.alignment._shelf import Spill
 from weldnet.checkpoints import StoredState, _stored, plan_shards, read_metadata, save, shard_names, write_shard
 from weldnet.cli import main
-from weldnet.errors import CheckpointError, StructureError, UsageError
+from weldnet.errors import CheckpointError, FusionError, StructureError, UsageError
 from weldnet.streaming import _fuse as streaming
+from weldnet.streaming import _job as job
+from weldnet.streaming._unfinished import Unfinished
 from weldnet.structure import StoredReferee, Structure, build_weightless
 
 METHODS = [WeightMatching(), Gamf(gamma=0.4), Gamf(sigma=4.0, gamma=0.3)]
@@ -28,10 +32,15 @@ CHOSEN = (
     *("encoder_layer", "residual_downsample", "embedding"),
 )
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(9))
+IMAGE = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
 def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+
+
+def nested() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2))
 
 
 def parents(make: Any, count: int, folder: Path, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Any], dict]:
@@ -83,12 +92,16 @@ def test_it_is_the_network_that_is_fused_in_memory(name, method, tmp_path):
     assert all(row.equivalence <= 1e-4 for row in found.report.rows if row.role == "parent")
 
 
-@pytest.mark.parametrize("method", METHODS[:2], ids=repr)
-def test_many_networks_with_weights_of_their_own(method, tmp_path):
-    modules, files = parents(perceptron, 4, tmp_path)
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("held", [0, 1 << 29])
+@pytest.mark.parametrize("case", ["perceptron", "nested"])
+def test_many_networks_with_weights_of_their_own(case, held, method, tmp_path, monkeypatch):
+    monkeypatch.setattr("weldnet.alignment._ascent._HELD", held)
+    make, x = (perceptron, X) if case == "perceptron" else (nested, IMAGE)
+    modules, files = parents(make, 4, tmp_path)
     options: dict[str, Any] = {"method": method, "weights": [0.4, 0.3, 0.2, 0.1], "progress": False}
-    expected = weldnet.fuse(modules, X, repair="none", **options)
-    found = weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "out", **options)
+    expected = weldnet.fuse(modules, x, repair="none", **options)
+    found = weldnet.fuse_files(files, x, model=make, out=tmp_path / "out", **options)
     torch.testing.assert_close(weldnet.load(found.path), expected.state_dict(), rtol=0, atol=1e-6)
     assert found.report.objective == pytest.approx(expected.report.objective, rel=1e-6)
 
@@ -125,6 +138,65 @@ def test_tensors_are_read_one_place_at_a_time(tmp_path, monkeypatch):
     assert peak <= 3 * 64 * 64 * 4
 
 
+def test_many_networks_are_read_in_linear_time_and_one_at_a_time(tmp_path, monkeypatch):
+    """Each space's visit reads every network a fixed number of times, and memory does not know how many there are."""
+
+    def deep() -> nn.Module:
+        return nn.Sequential(*[layer for _ in range(5) for layer in (nn.Linear(64, 64), nn.ReLU())])
+
+    _, files = parents(deep, 12, tmp_path)
+    monkeypatch.setattr("weldnet.alignment._shelf._KEPT", 3 * 64 * 64 * 4)  # the sums do not fit
+    alive: list[weakref.ref[Tensor]] = []
+    peaks, reads, read = {}, {}, _stored.read_tensor
+
+    def counting(where: Any) -> Tensor:
+        tensor = read(where)
+        alive[:] = [ref for ref in alive if ref() is not None] + [weakref.ref(tensor)]
+        peaks[count] = max(peaks.get(count, 0), sum(ref().nbytes for ref in alive))
+        reads[count] = reads.get(count, 0) + 1
+        return tensor
+
+    monkeypatch.setattr(_stored, "read_tensor", counting)
+    options: dict[str, Any] = {"method": WeightMatching(sweeps=2), "check": False, "progress": False}
+    for count in (3, 6, 12):
+        chosen = dict(list(files.items())[:count])
+        weldnet.fuse_files(chosen, torch.zeros(1, 64), model=deep, out=tmp_path / f"out{count}", **options)
+    assert reads[12] - reads[6] <= 2.2 * (reads[6] - reads[3])
+    assert peaks[12] == peaks[3] <= 3 * 64 * 64 * 4
+
+
+def test_a_spill_holds_little_and_gives_back_everything(tmp_path):
+    spill = Spill(tmp_path / "sums", kept=2 * 400)
+    tensors = {number: torch.full((100,), float(number)) for number in range(5)}
+    for number, tensor in tensors.items():
+        spill[number] = tensor.clone()
+    assert len(list((tmp_path / "sums").iterdir())) == 3
+    spill[0] = spill[0].add_(7)  # from disk, changed, back to disk
+    assert all(torch.equal(spill[number], tensors[number]) for number in (1, 2, 3, 4))
+    assert torch.equal(spill[0], tensors[0] + 7)
+    assert sorted(spill) == sorted(tensors)
+    spill.clear()
+    assert not (tmp_path / "sums").exists()
+    with pytest.raises(KeyError):
+        spill[0]
+
+
+def test_couplings_that_are_replaced_leave_no_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("weldnet.alignment._shelf._SMALL", 64)
+    workspace = Workspace(tmp_path / "w")
+    for value in range(4):
+        workspace.couplings["s"] = torch.full((8, 8), float(value)) + torch.eye(8)
+    workspace.keep("anneal", {})
+    kept = workspace.couplings["s"].clone()
+    for value in range(4):
+        workspace.couplings["s"] = torch.full((8, 8), -float(value)) + torch.eye(8)
+    assert len(list((tmp_path / "w").glob("whole-*"))) == 2  # what is in force, and the latest
+    again = Workspace(tmp_path / "w")
+    again.couplings["s"] = torch.eye(8)  # as a method starts before it goes on: no file in force is written over
+    assert again.resume("anneal") is not None
+    assert torch.equal(again.couplings["s"], kept)
+
+
 # -- interrupted and gone on with ------------------------------------------------------------------
 
 
@@ -132,18 +204,20 @@ class Killed(BaseException):
     """Stands for a signal: nobody catches it."""
 
 
-@pytest.mark.parametrize("method", [WeightMatching(), Gamf(gamma=0.5)], ids=repr)
-def test_going_on_gives_the_same_bytes(method, tmp_path, monkeypatch):
-    def nested() -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2))
+def flat() -> nn.Module:
+    """A net of spaces whose sums over the networks are kept from visit to visit."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1))
 
-    x = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    _, files = parents(nested, 3, tmp_path)
-    monkeypatch.setattr("weldnet.alignment._workspace._SMALL", 64)  # couplings of a few units go to files too
+
+@pytest.mark.parametrize("method", [WeightMatching(), Gamf(gamma=0.5)], ids=repr)
+@pytest.mark.parametrize("make", [nested, flat])
+def test_going_on_gives_the_same_bytes(make, method, tmp_path, monkeypatch):
+    _, files = parents(make, 3, tmp_path)
+    monkeypatch.setattr("weldnet.alignment._shelf._SMALL", 64)  # couplings of a few units go to files too
     options: dict[str, Any] = {"method": method, "shard_size": 600, "check": False, "progress": False}
-    whole = weldnet.fuse_files(files, x, model=nested, out=tmp_path / "whole", **options)
+    whole = weldnet.fuse_files(files, IMAGE, model=make, out=tmp_path / "whole", **options)
     reads = count_reads(monkeypatch, None)
-    weldnet.fuse_files(files, x, model=nested, out=tmp_path / "again", **options)
+    weldnet.fuse_files(files, IMAGE, model=make, out=tmp_path / "again", **options)
     assert fused_bytes(tmp_path / "again") == fused_bytes(whole.path)
     places = range(3, reads[0], max(1, reads[0] // 7))
     assert len(places) > 5
@@ -151,10 +225,10 @@ def test_going_on_gives_the_same_bytes(method, tmp_path, monkeypatch):
         out = tmp_path / f"killed{number}"
         count_reads(monkeypatch, number)
         with pytest.raises(Killed):
-            weldnet.fuse_files(files, x, model=nested, out=out, **options)
+            weldnet.fuse_files(files, IMAGE, model=make, out=out, **options)
         assert not out.exists()
         count_reads(monkeypatch, None)
-        weldnet.fuse_files(files, x, model=nested, out=out, **options)
+        weldnet.fuse_files(files, IMAGE, model=make, out=out, **options)
         assert fused_bytes(out) == fused_bytes(whole.path)
         assert not out.with_name(f"{out.name}.unfinished").exists()
 
@@ -179,12 +253,12 @@ def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
     _, files = parents(perceptron, 2, tmp_path)
     options: dict[str, Any] = {"model": perceptron, "out": tmp_path / "out", "shard_size": 300, "progress": False}
     with monkeypatch.context() as patch:
-        patch.setattr(streaming, "write_index", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(job, "write_index", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             weldnet.fuse_files(files, X, **options)
     shards = sorted((tmp_path / "out.unfinished" / "result").glob("*.safetensors"))
     times = [shard.stat().st_mtime_ns for shard in shards]
-    monkeypatch.setattr(streaming, "Workspace", None)  # the alignment is found already
+    monkeypatch.setattr(job, "Workspace", None)  # the alignment is found already
     weldnet.fuse_files(files, X, **options)
     assert len(shards) > 2
     assert times == [(tmp_path / "out" / shard.name).stat().st_mtime_ns for shard in shards]
@@ -278,7 +352,7 @@ def test_a_full_disk_leaves_what_was_done(tmp_path, monkeypatch):
         write_shard(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(streaming, "write_shard", full)
+        patch.setattr(job, "write_shard", full)
         refused(CheckpointError, "No space left", files, tmp_path, shard_size=300)
     assert all(shard.exists() for shard in shards)
     refused(CheckpointError, "shard_size", files, tmp_path, shard_size=400)
@@ -290,11 +364,119 @@ def test_a_full_disk_leaves_what_was_done(tmp_path, monkeypatch):
             weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "other", progress=False)
 
 
-def test_a_damaged_workspace_is_named(tmp_path):
-    Workspace(tmp_path / "w").keep("hard", {"sweeps": 1})
-    (tmp_path / "w" / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match="unfinished alignment"):
+@pytest.mark.parametrize("damage", ["{", "[1]", '{"tensors": "state-1.safetensors"}', '{"tensors": "none"}', "lost"])
+def test_a_damaged_workspace_is_named(damage, tmp_path, monkeypatch):
+    monkeypatch.setattr("weldnet.alignment._shelf._SMALL", 64)
+    workspace = Workspace(tmp_path / "w")
+    workspace.couplings["s"] = torch.eye(8)
+    workspace.keep("hard", {"sweeps": 1})
+    if damage == "lost":
+        (tmp_path / "w" / "whole-1.safetensors").unlink()
+    else:
+        (tmp_path / "w" / "state.json").write_text(damage)
+    with pytest.raises(CheckpointError, match="unfinished alignment") as caught:
         Workspace(tmp_path / "w")
+    assert "\n" not in str(caught.value)
+
+
+def interrupted(files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Path:
+    """Leave a fusion whose alignment is found and whose index is not written."""
+    given: dict[str, Any] = {"model": perceptron, "shard_size": 300, "progress": False, **options}
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "write_index", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            weldnet.fuse_files(files, X, out=tmp_path / "out", **given)
+    return tmp_path / "out.unfinished"
+
+
+def test_an_unfinished_fusion_of_something_else_is_not_gone_on_with(tmp_path, monkeypatch):
+    def twisted() -> nn.Module:  # the first space can no longer be renumbered
+        class Net(nn.Sequential):
+            def forward(self, input: Tensor) -> Tensor:
+                return super().forward(input) + self[0](input)[:, :3]
+
+        return Net(*perceptron())
+
+    _, files = parents(perceptron, 2, tmp_path)
+    interrupted(files, tmp_path, monkeypatch)
+    turned = dict(reversed(files.items()))
+    refused(CheckpointError, "networks", turned, tmp_path, shard_size=300)
+    refused(CheckpointError, "structure", files, tmp_path, shard_size=300, model=twisted)
+    monkeypatch.setattr("test_streaming.X", X[:2])
+    refused(CheckpointError, "example input", files, tmp_path, shard_size=300)
+    monkeypatch.undo()
+    weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "out", shard_size=300, progress=False)
+
+
+def test_settings_of_a_fusion_that_found_nothing_out_do_not_bind(tmp_path):
+    modules, files = parents(perceptron, 2, tmp_path)
+    good = files["n1"].read_bytes()
+    save({**modules["n1"].state_dict(), "0.bias": torch.full((16,), torch.nan)}, files["n1"])
+    refused(CheckpointError, "NaN", files, tmp_path)
+    files["n1"].write_bytes(good)
+    weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "out", seed=3, progress=False)
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path, monkeypatch):
+    _, files = parents(perceptron, 2, tmp_path)
+    unfinished = interrupted(files, tmp_path, monkeypatch)
+    (unfinished / "result" / ".weldnet-0123456789abcdef.tmp").write_bytes(b"half a shard")
+    found = weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "out", shard_size=300, progress=False)
+    assert not list(found.path.glob(".*"))
+    assert set(weldnet.load(found.path)) == set(perceptron().state_dict())
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", "3"])
+def test_damaged_facts_are_named(damage, tmp_path, monkeypatch):
+    _, files = parents(perceptron, 2, tmp_path)
+    (interrupted(files, tmp_path, monkeypatch) / "facts.json").write_text(damage)
+    refused(CheckpointError, "remove its folder", files, tmp_path, shard_size=300)
+
+
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    _, files = parents(perceptron, 2, tmp_path)
+    assert weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "out", progress=False).path.is_dir()
+
+
+def test_two_processes_do_not_write_one_output(tmp_path):
+    _, files = parents(perceptron, 2, tmp_path)
+    with Unfinished(tmp_path / "out", {}).opened():
+        refused(CheckpointError, "another process", files, tmp_path)
+
+
+def test_integers_without_an_average_are_refused_before_the_work(tmp_path, monkeypatch):
+    class Net(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(*perceptron())
+            self.register_buffer("order", torch.randperm(5))
+
+    _, files = parents(Net, 2, tmp_path)
+    monkeypatch.setattr(job, "Workspace", None)
+    refused(FusionError, "order", files, tmp_path, model=Net, check=False)
+
+
+def test_a_parent_that_was_fused_itself_does_not_say_where_the_result_comes_from(tmp_path):
+    _, files = parents(perceptron, 2, tmp_path)
+    (tmp_path / "weldnet.json").write_text('{"parents": "others"}')
+    found = weldnet.fuse_files(
+        files, X, model=perceptron, out=tmp_path / "out", progress=False, companions=[tmp_path / "weldnet.json"]
+    )
+    assert len(json.loads((found.path / "weldnet.json").read_text())["parents"]) == 2
+
+
+def test_a_parameter_of_two_names_stays_one_without_weights():
+    def tied() -> nn.Module:
+        net, weight = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Parameter(torch.randn(4, 4))
+        net[0].weight, net[1].weight = weight, weight
+        return net
+
+    net = build_weightless(tied)
+    assert net[0].weight is net[1].weight
+    assert net[0].weight.is_meta
 
 
 # -- the proof -------------------------------------------------------------------------------------

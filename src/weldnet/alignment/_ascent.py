@@ -7,6 +7,7 @@ coupled or not: where a tensor's axes depend on the block, they say how the bloc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from weldnet.affinity import InnerProduct, Kernel, Pool
 from weldnet.alignment._method import Alignment, Problem
 from weldnet.alignment._pools import Entry, Rebuilt, SpacePool, block_pool
 from weldnet.alignment._products import BrickPool, Totals
-from weldnet.alignment._seen import Mark, Seen, mark
+from weldnet.alignment._seen import Seen, State, mark_in
 from weldnet.alignment._stacks import StoredStacks, mean_square, scaled_stack, sum_of_squares
 from weldnet.alignment._workspace import Workspace
 from weldnet.assignment import Permutation, best_inside, best_permutation, unfold
@@ -42,6 +43,9 @@ __all__ = ["WEIGHTINGS", "Ascent", "Weighting", "by_norm", "inside_blocks", "sid
 
 #: How much a tensor counts, given its mean square and its number of entries, once it is scaled to mean square 1.
 Weighting = Callable[[float, int], float]
+
+#: What a visit may hold of all networks' features, in bytes, where their tensors lie on disk.
+_HELD = 1 << 29
 
 WEIGHTINGS: dict[str, Weighting] = {
     "raw": lambda square, entries: square,
@@ -80,11 +84,11 @@ class Ascent:
     _inside: dict[Place, frozenset[str]] = field(default_factory=dict, init=False, repr=False)
     _seen: dict[tuple[str, Kernel], Seen] = field(default_factory=dict, init=False, repr=False)
     _near: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)
-    _settled: dict[tuple[str, Hashable], list[Mark]] = field(default_factory=dict, init=False, repr=False)
+    _settled: dict[tuple[str, Hashable], list[State]] = field(default_factory=dict, init=False, repr=False)
     _totals: Totals = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._totals = Totals(self.tensor)
+        self._totals = Totals(self.tensor) if self.workspace is None else Totals(self.tensor, self.workspace.sums)
 
     @property
     def moving(self) -> range:
@@ -103,12 +107,13 @@ class Ascent:
         """
         couplings: list[Tensor] = []
         entries: list[Entry] = []
+        before: dict[int, Tensor] = {}
+        lazy = self._pair or not self._fits(space)
         for place in self.structure.places_of(space.name):
-            pool: Pool | None = self._brick_pool(place) if isinstance(kernel, InnerProduct) else None
+            pool: Pool | None = self._brick_pool(place, before) if isinstance(kernel, InnerProduct) else None
             if pool is None:
                 couplings = couplings or list(self.couplings[space.name].clone())
                 build = partial(self._place_pool, place, kernel)
-                lazy = self._pair or self.workspace is not None
                 pool = Rebuilt(build, couplings) if lazy else build(couplings)
             entries.append(Entry(place, self.weights[place.tensor], pool, self._inside_blocks(place)))
         found = SpacePool(space, entries, self.device)
@@ -121,7 +126,15 @@ class Ascent:
     def _pair(self) -> bool:
         return len(self.names) == 2
 
-    def _brick_pool(self, place: Place) -> BrickPool | None:
+    def _fits(self, space: Space) -> bool:
+        """Whether all networks' features in a space and what is nested with it can be held for a visit."""
+        if self.workspace is None:
+            return True
+        places = [place for name in self._family(space.name) for place in self.structure.places_of(name)]
+        numbers = sum(math.prod(self.structure.shapes[place.tensor]) for place in places)
+        return 4 * len(self.names) * numbers <= _HELD
+
+    def _brick_pool(self, place: Place, before: dict[int, Tensor]) -> BrickPool | None:
         """A pool of plain matrix products, where a tensor allows it."""
         if place.tensor not in self._bricks:
             self._bricks[place.tensor] = bricks_of(self.structure, place.tensor)
@@ -132,22 +145,20 @@ class Ascent:
         if self._pair:
             return BrickPool(place, bricks, self.couplings, self.tensor)
         tree = {space.name for space in self.structure.tree(place.space)}
-        if self.workspace is not None:
-            return None  # sums over all bricks are as large as a network
         if self.structure.space(place.space).parent is not None or len(tree) > 1:
             return None
         others = [brick.other(place) for brick in bricks]
         if any(other is not None and other.space == place.space for other in others):
             return None  # running sums need one side to stay while the other moves
-        return BrickPool(place, bricks, self.couplings, self.tensor, self._totals)
+        return BrickPool(place, bricks, self.couplings, self.tensor, self._totals, before, hold=self.workspace is None)
 
-    def _marks(self, place: Place) -> list[Mark]:
+    def _marks(self, place: Place) -> list[State]:
         """Mark what a pair's scores in a place depend on: the couplings of the spaces on the other axes."""
         names: dict[str, None] = {}
         for other in self.structure.places_in(place.tensor):
             if other.axes != place.axes or other.view is not None or place.view is not None:
                 names |= dict.fromkeys(self._family(other.space))
-        return [mark(kept[name]) for name in names for kept in (self.couplings, self.inner) if name in kept]
+        return [mark_in(kept, name) for name in names for kept in (self.couplings, self.inner) if name in kept]
 
     def is_settled(self, root: Space, rule: Hashable) -> bool:
         """Whether nothing that decides a root space has changed since :meth:`settle` was told of the same rule."""
@@ -157,14 +168,17 @@ class Ascent:
         """Say that a rule leaves a root space, and what is nested in it, where they are now."""
         self._settled[root.name, rule] = self._situation(root)
 
-    def _situation(self, root: Space) -> list[Mark]:
+    def _situation(self, root: Space) -> list[State]:
         """Mark the couplings of a tree of spaces and of all spaces that share a tensor with it."""
         if root.name not in self._near:
             tensors = [p.tensor for space in self._family(root.name) for p in self.structure.places_of(space)]
             spaces = [p.space for tensor in dict.fromkeys(tensors) for p in self.structure.places_in(tensor)]
             self._near[root.name] = tuple(dict.fromkeys(name for space in spaces for name in self._family(space)))
         return [
-            mark(kept[name]) for name in self._near[root.name] for kept in (self.couplings, self.inner) if name in kept
+            mark_in(kept, name)
+            for name in self._near[root.name]
+            for kept in (self.couplings, self.inner)
+            if name in kept
         ]
 
     def _family(self, space: str) -> tuple[str, ...]:
@@ -191,8 +205,8 @@ class Ascent:
         coupling = self.couplings[pool.space.name][k - 1].clone()
         for entry in pool.entries:
             rows = None
-            if entry.inside and self.workspace is None:
-                stack = self.stacks[entry.place.tensor][k : k + 1]
+            if entry.inside and not isinstance(entry.pool, Rebuilt):
+                stack = self.tensor(entry.place.tensor, k).unsqueeze(0)
                 rows = carried_rows(stack, self.structure, entry.place, self.maps(k))[0]
             entry.pool.replace(k, coupling, rows)
 
@@ -239,8 +253,12 @@ class Ascent:
             self.workspace.begin(what, len(self.moving) * sum(map(self.stacks.nbytes, tensors)))
 
     def keep(self, stage: str, progress: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Keep the couplings, and how far a stage is, for a later process to go on from."""
+        """Keep the couplings, and how far a stage is, for a later process to go on from.
+
+        Sums are then made anew in this process too, as they are in that one.
+        """
         if self.workspace is not None:
+            self._totals.forget()
             self.workspace.keep(stage, progress, tensors)
 
     def resume(self, stage: str) -> dict[str, Any] | None:
@@ -311,12 +329,14 @@ class Ascent:
         count = len(self.names)
         sources = [{name: self.couplings[name][k - 1] for name in self.couplings} if k else {} for k in range(count)]
         inner, norms = 0.0, 0.0
-        for name, stack in self.stacks.items():
-            states = [renumber({name: stack[k]}, self.structure, sources[k]) for k in range(count)]
-            for moved in _pieces([state[name] for state in states]):
-                own = float(moved.square().sum())
-                inner += self.weights[name] * (float(moved.sum(0).square().sum()) - own)
-                norms += self.weights[name] * own * (count - 1)
+        for name in self.stacks:
+            total, own = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
+            for k in range(count):
+                moved = renumber({name: self.tensor(name, k)}, self.structure, sources[k])[name]
+                own += sum_of_squares(moved)
+                total = total.add_(moved) if k else moved.double()
+            inner += self.weights[name] * (sum_of_squares(total) - own)
+            norms += self.weights[name] * own * (count - 1)
         return inner / norms if norms else 1.0
 
     def alignment(self, method: str, stats: Mapping[str, object], names: Sequence[str]) -> Alignment:
@@ -355,13 +375,6 @@ class _Own(Mapping[str, Tensor]):
         return len(self.kept)
 
 
-def _pieces(tensors: Sequence[Tensor], size: int = 1 << 22) -> Iterator[Tensor]:
-    """Yield equal parts of some tensors in float64, shape (tensors, at most ``size``)."""
-    flat = [tensor.flatten() for tensor in tensors]
-    for first in range(0, len(flat[0]), size):
-        yield torch.stack([values[first : first + size].double() for values in flat])
-
-
 def start(problem: Problem, weighting: str, order: Sequence[str] | None = None) -> Ascent:
     """Stack the networks' tensors in float32, scaled to mean square 1, with identity couplings.
 
@@ -374,13 +387,14 @@ def start(problem: Problem, weighting: str, order: Sequence[str] | None = None) 
     stacks: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
     for name in dict.fromkeys(place.tensor for place in structure.places):
-        tensors = [state[name].detach().to(problem.device, torch.float32) for state in states]
-        square = mean_square(tensors)
-        weights[name] = WEIGHTINGS[weighting](square, tensors[0].numel())
+        entries = math.prod(structure.shapes[name])
         if stored is not None:
-            stored.squares[name] = square
+            square = stored.squares[name] = stored.mean_square(name)
         else:
+            tensors = [state[name].detach().to(problem.device, torch.float32) for state in states]
+            square = mean_square(tensors)
             stacks[name] = as_stored(structure, name, scaled_stack(tensors, square))
+        weights[name] = WEIGHTINGS[weighting](square, entries)
     ascent = Ascent(structure, names, stored or stacks, weights, workspace=workspace)
     if workspace is not None:
         ascent.couplings, ascent.inner = workspace.couplings, workspace.inner

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weldnet.affinity import Kernel, Pool
 from weldnet.alignment._products import BrickPool
-from weldnet.alignment._seen import Mark, Seen
+from weldnet.alignment._seen import Seen, State
 from weldnet.structure import Place, Space
 
 __all__ = ["Entry", "Rebuilt", "SpacePool", "block_pool"]
@@ -49,7 +49,7 @@ class SpacePool:
     entries: list[Entry]
     device: torch.device
     seen: Seen | None = None
-    marks: Callable[[Place], list[Mark]] = lambda place: []
+    marks: Callable[[Place], list[State]] = lambda place: []
 
     def scores(self, k: int) -> Tensor:
         """Return how well the units of network ``k`` fit the universe, shape (units, universe)."""

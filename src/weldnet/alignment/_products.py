@@ -2,18 +2,19 @@
 
 A pair needs, for one side of a brick, one product to carry the other side and one to compare with the anchor. More
 networks are compared with the sum of all others in the universe: a running sum of one brick's size, kept from visit to
-visit, so that a visit reads each network once and the cost is linear in their number.
+visit, so that a visit reads each network once and the cost is linear in their number. For networks on disk the sums lie
+in a `Spill`, and what was read of a network is read again when it has moved, so that one tensor is held at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from weldnet.alignment._seen import Mark, mark
+from weldnet.alignment._seen import State, mark_in
 from weldnet.structure import Brick, Place
 
 __all__ = ["BrickPool", "Totals"]
@@ -24,15 +25,21 @@ Read = Callable[[str, int], Tensor]
 
 @dataclass
 class Totals:
-    """For every brick the sum over all networks of what they hold there, in the universe; made when it is asked for."""
+    """For every brick the sum over all networks of what they hold there, in the universe; made when it is asked for.
+
+    Args:
+        read: one network's values of a tensor.
+        sums: where they are kept.
+    """
 
     read: Read
-    _known: dict[Brick, tuple[list[Mark], Tensor]] = field(default_factory=dict)
+    sums: MutableMapping[Brick, Tensor] = field(default_factory=dict[Brick, Tensor])
+    _states: dict[Brick, list[State]] = field(default_factory=dict[Brick, list[State]])
 
     def of(self, brick: Brick, couplings: Mapping[str, Tensor]) -> Tensor:
         """Return the sum; made anew if a coupling has changed and :meth:`move` was not told."""
-        if brick in self._known and self._known[brick][0] == _marks(brick, couplings):
-            return self._known[brick][1]
+        if self._states.get(brick) == _states(brick, couplings):
+            return self.sums[brick]
         # Changes are added to views of the sum, which only a contiguous tensor has.
         total = brick.cut(self.read(brick.tensor, 0)).clone(memory_format=torch.contiguous_format)
         for k in range(1, 1 + len(couplings[brick.left.space])):
@@ -40,7 +47,8 @@ class Totals:
             if brick.right is not None:
                 moved = _carry(moved, couplings[brick.right.space][k - 1], left=False)
             total.add_(_carry(moved, couplings[brick.left.space][k - 1], left=True))
-        self._known[brick] = _marks(brick, couplings), total
+        self.sums[brick] = total
+        self._states[brick] = _states(brick, couplings)
         return total
 
     def move(self, brick: Brick, moved: Tensor, change: tuple[Tensor, Tensor], *, left: bool) -> None:
@@ -52,17 +60,23 @@ class Totals:
             change: the coupling before and now.
             left: which side.
         """
-        total, (old, new) = self._known[brick][1], change
+        total, (old, new) = self.sums[brick], change
         if new.dtype == torch.int64:
             total.sub_(_carry(moved, old, left=left)).add_(_carry(moved, new, left=left))
         elif left:
             total.flatten(1).addmm_((new - old).T, moved.flatten(1))
         else:
             total.flatten(0, 1).addmm_(moved.flatten(0, 1), new - old)
+        self.sums[brick] = total
 
     def settle(self, brick: Brick, couplings: Mapping[str, Tensor]) -> None:
         """Say that all changes of the couplings were told."""
-        self._known[brick] = _marks(brick, couplings), self._known[brick][1]
+        self._states[brick] = _states(brick, couplings)
+
+    def forget(self) -> None:
+        """Make all sums anew when they are asked for: they then depend on nothing but the couplings."""
+        self.sums.clear()
+        self._states.clear()
 
 
 @dataclass
@@ -75,6 +89,8 @@ class BrickPool:
         couplings: of all networks but the anchor, by space; always the latest.
         read: one network's values of a tensor.
         totals: sums over the networks; None for a pair.
+        before: a network's coupling when its scores were last asked for; all places of a space share it.
+        hold: keep what was read for the scores until the coupling that follows from them is known, or read it again.
     """
 
     place: Place
@@ -82,22 +98,26 @@ class BrickPool:
     couplings: Mapping[str, Tensor]
     read: Read
     totals: Totals | None = None
-    _last: tuple[int, Tensor, list[Tensor]] | None = None  # network, its coupling, its bricks as they were compared
+    before: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    hold: bool = True
+    _found: list[Tensor] = field(default_factory=list[Tensor])
 
     def scores(self, k: int) -> Tensor:
         """Return the inner products of network ``k``'s units with the universe's."""
         own, result = self.couplings[self.place.space][k - 1], None
-        found = [self._moved(brick, k) for brick in self.bricks]
-        for brick, moved in zip(self.bricks, found, strict=True):
-            left = self.place is brick.left
+        self._found = []
+        for brick in self.bricks:
+            moved, left = self._moved(brick, k), self.place is brick.left
             if self.totals is None:
                 rest = brick.cut(self.read(brick.tensor, 0))
             else:
                 rest = _without(self.totals.of(brick, self.couplings), moved, own, left=left)
+                self._found += [moved] if self.hold else []
             rows, others = (t.flatten(1) if left else t.flatten(0, 1).T for t in (moved, rest))
             result = rows @ others.T if result is None else result.addmm_(rows, others.T)
-        if self.totals is not None:
-            self._last = k, own.clone(), found
+        if self.totals is not None and not torch.equal(self.before.get(k, own[:0]), own):
+            self.before.clear()
+            self.before[k] = own.clone()
         assert result is not None
         return result
 
@@ -105,13 +125,12 @@ class BrickPool:
         """Take in the coupling that network ``k`` has got since its scores were asked for."""
         if self.totals is None:
             return
-        assert self._last is not None, "a coupling follows from scores"
-        assert self._last[0] == k, "a coupling follows from scores"
-        _, old, found = self._last
-        for brick, moved in zip(self.bricks, found, strict=True):
-            self.totals.move(brick, moved, (old, coupling), left=self.place is brick.left)
+        assert k in self.before, "a coupling follows from scores"
+        for number, brick in enumerate(self.bricks):
+            moved = self._found[number] if self._found else self._moved(brick, k)
+            self.totals.move(brick, moved, (self.before[k], coupling), left=self.place is brick.left)
             self.totals.settle(brick, self.couplings)
-        self._last = None
+        self._found = []
 
     def _moved(self, brick: Brick, k: int) -> Tensor:
         """Network ``k``'s brick, carried on the side away from the place."""
@@ -139,5 +158,5 @@ def _without(total: Tensor, moved: Tensor, coupling: Tensor, *, left: bool) -> T
     return rest.view(total.shape)
 
 
-def _marks(brick: Brick, couplings: Mapping[str, Tensor]) -> list[Mark]:
-    return [mark(couplings[place.space]) for place in (brick.left, brick.right) if place is not None]
+def _states(brick: Brick, couplings: Mapping[str, Tensor]) -> list[State]:
+    return [mark_in(couplings, place.space) for place in (brick.left, brick.right) if place is not None]

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from weldnet.alignment._shelf import Shelf
 from weldnet.structure import Place
 
-__all__ = ["Mark", "Seen", "mark"]
+__all__ = ["Mark", "Seen", "State", "mark", "mark_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +33,19 @@ def mark(tensor: Tensor) -> Mark:
     return Mark(tensor, None if tensor.is_inference() else tensor._version)
 
 
+#: Equal to a later one if the tensor is unchanged since.
+State = Mark | int
+
+
+def mark_in(kept: Mapping[str, Tensor], name: str) -> State:
+    """Mark a tensor that is kept by name; a shelf counts what is put onto it, and the mark then holds no tensor."""
+    return kept.version(name) if isinstance(kept, Shelf) else mark(kept[name])
+
+
 @dataclass
 class _Part:
     members: tuple[Place, ...]
-    marks: Mapping[Place, list[Mark]]
+    marks: Mapping[Place, list[State]]
     scores: Tensor
 
 
@@ -49,7 +59,7 @@ class Seen:
 
     parts: list[_Part] = field(default_factory=list)
 
-    def total(self, marks: Mapping[Place, list[Mark]], score: Callable[[Sequence[Place]], Tensor]) -> Tensor:
+    def total(self, marks: Mapping[Place, list[State]], score: Callable[[Sequence[Place]], Tensor]) -> Tensor:
         """Return the sum of the scores of all members.
 
         Args:

@@ -41,6 +41,14 @@ class StoredStacks(Mapping[str, Tensor]):
         """Return how many bytes all networks' values of a tensor take on disk; 0 if nobody knows."""
         return sum(getattr(state, "size_of", lambda _: 0)(name) for state in self.states)
 
+    def mean_square(self, name: str) -> float:
+        """Return the mean square over all networks, read one after the other."""
+        count, total = 0, 0.0
+        for state in self.states:
+            tensor = state[name].to(self.device, torch.float32)
+            count, total = count + tensor.numel(), total + sum_of_squares(tensor)
+        return total / count if count else 0.0
+
     def __getitem__(self, name: str) -> Tensor:
         tensors = [state[name] for state in self.states]
         self.workspace.read(sum(tensor.nbytes for tensor in tensors))

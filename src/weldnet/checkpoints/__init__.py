@@ -15,7 +15,7 @@ from weldnet.checkpoints._resize import WIDTHS, load_model, read_widths, resized
 from weldnet.checkpoints._save import save
 from weldnet.checkpoints._shards import Entry, parse_size, plan_shards, shard_names, write_index, write_shard
 from weldnet.checkpoints._stored import StoredState, Where
-from weldnet.checkpoints._write import atomic_path, check_writable
+from weldnet.checkpoints._write import atomic_path, check_writable, remove_temporaries
 
 __all__ = [
     "SUFFIXES",
@@ -39,6 +39,7 @@ __all__ = [
     "provenance",
     "read_metadata",
     "read_widths",
+    "remove_temporaries",
     "resized",
     "save",
     "shard_names",

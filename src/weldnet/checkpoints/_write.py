@@ -13,6 +13,7 @@ from weldnet.checkpoints._text import quote, reason
 from weldnet.errors import CheckpointError
 
 _NAME_BYTES = 255
+_TEMPORARY = ".weldnet-{}.tmp"
 
 
 @contextlib.contextmanager
@@ -71,6 +72,12 @@ def check_writable(path: str | os.PathLike[str], *, suffixes: Collection[str] | 
             _create(probe)
     finally:
         _remove(probe, [])
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed process left of files that it was writing; whoever calls this is the only writer there."""
+    for file in folder.glob(_TEMPORARY.format("*")):
+        _remove(file, [])
 
 
 def check_suffix(path: str | os.PathLike[str], suffixes: Collection[str] | None) -> None:
@@ -147,7 +154,7 @@ def _make_folders(folder: Path, made: list[Path]) -> None:
 
 
 def _temporary_name() -> str:
-    return f".weldnet-{secrets.token_hex(8)}.tmp"
+    return _TEMPORARY.format(secrets.token_hex(8))
 
 
 def _finish(temporary: Path, target: Path, mode: int) -> None:

@@ -2,67 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from weldnet._arrays import find_device
-from weldnet.alignment import (
-    Alignment,
-    AlignmentMethod,
-    Gamf,
-    Identity,
-    Problem,
-    WeightMatching,
-    Workspace,
-    choose_auto,
-    describe,
-    make_method,
-)
-from weldnet.assignment import Permutation
-from weldnet.checkpoints import (
-    StoredState,
-    atomic_path,
-    check_writable,
-    parse_size,
-    plan_shards,
-    provenance,
-    shard_names,
-    tensors_sha256,
-    validate_finite,
-    write_index,
-    write_shard,
-)
-from weldnet.errors import CheckpointError, StructureError, UsageError
-from weldnet.fusion import Report, Row, average, normalise_weights
+from weldnet._version import __version__
+from weldnet.alignment import AlignmentMethod, Gamf, Identity, WeightMatching, choose_auto, describe, make_method
+from weldnet.checkpoints import StoredState, check_writable, parse_size, tensors_sha256
+from weldnet.errors import CheckpointError, UsageError
+from weldnet.fusion import Report, Row, normalise_weights
+from weldnet.streaming._job import Job, PathLike
 from weldnet.streaming._meter import Meter
 from weldnet.streaming._streamed import Streamed
 from weldnet.streaming._unfinished import Unfinished, identity_of
-from weldnet.structure import (
-    Check,
-    StoredReferee,
-    Structure,
-    build_weightless,
-    capture,
-    random_renumbering,
-    renumber,
-    without_weights,
-)
+from weldnet.structure import build_weightless, capture, without_weights
 
 __all__ = ["fuse_files"]
 
 #: Methods that go on from what a workspace kept, and read tensors place by place.
 _METHODS = (WeightMatching, Gamf, Identity)
 _NAMES = "weight_matching, gamf, identity"
-
-PathLike = str | os.PathLike[str]
 
 
 def fuse_files(
@@ -114,7 +81,8 @@ def fuse_files(
     Raises:
         UsageError: arguments that make no sense together.
         CheckpointError: files that are missing, damaged or differ; an output that cannot be written, or is there
-            already; an unfinished one of other settings.
+            already; an unfinished one of other settings, files, input or structure.
+        FusionError: an integer tensor that differs between the networks and has no average.
         ModelError: the model cannot be built or traced without weights.
         StructureError: renumbering would change a network's function; nothing was averaged.
 
@@ -148,15 +116,24 @@ def fuse_files(
         "shard_size": limit,
         "stream": True,
     }
-    unfinished = Unfinished(Path(out), {**config, "files": {n: identity_of(s) for n, s in states.items()}})
+    settings = {
+        "version": __version__,
+        "networks": list(named),
+        **config,
+        "files": {n: identity_of(s) for n, s in states.items()},
+    }
+    unfinished = Unfinished(Path(out), settings)
     _require_room(unfinished, states)
     with unfinished.opened():
-        job = _Job(unfinished, weightless, example_input, states, shares, config, meter)
+        job = Job(unfinished, weightless, example_input, states, shares, config, meter)
         meter.step("read")
         metadata = unfinished.fact("provenance", lambda: job.scan(named))
         digests = unfinished.fact("parents", job.digests)
         meter.step("capture")
         structure = capture(weightless, example_input, outputs, route=route)
+        unfinished.require("example input", _fingerprint(example_input))
+        unfinished.require("structure", f"{len(structure.spaces)} spaces, {_digest(structure.to_json())}")
+        job.refuse_unlike(structure)
         meter.step("check")
         proof = unfinished.fact("check", lambda: job.prove(structure)) if check else "not made (check=False)"
         meter.step("align")
@@ -184,134 +161,6 @@ def fuse_files(
     return Streamed(unfinished.output, alignment, structure, report, config, digests, metadata)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """The steps of one fusion; each gives the same when it is done again."""
-
-    unfinished: Unfinished
-    model: nn.Module
-    example_input: Any
-    states: Mapping[str, StoredState]
-    shares: Mapping[str, float]
-    config: Mapping[str, Any]
-    meter: Meter
-    referees: dict[str, StoredReferee] = field(default_factory=dict[str, StoredReferee])
-
-    def scan(self, files: Mapping[str, PathLike]) -> dict[str, str]:
-        """Refuse NaN and Inf; return where the fused network comes from."""
-        for name, state in self.states.items():
-            self.meter.begin(f"is {name} finite?", state.nbytes)
-            for key in state.stored:
-                tensor = state[key]
-                validate_finite({key: tensor}, name)
-                self.meter.read(tensor.nbytes)
-        self.meter.begin("fingerprints of the files", 0)
-        return provenance(list(files.values()), self.config, self.config["seed"])
-
-    def digests(self) -> dict[str, str]:
-        """Return a SHA-256 of each network's tensors."""
-        self.meter.begin("fingerprints of the tensors", 0)
-        return {name: tensors_sha256(state) for name, state in self.states.items()}
-
-    def prove(self, structure: Structure) -> str:
-        """Renumber every network at random; its outputs must stay."""
-        if not structure.spaces:
-            return str(Check(0.0, 0.0, 0, 0))
-        sources = random_renumbering(structure, torch.Generator().manual_seed(self.config["seed"]))
-        worst = max(
-            (self._change(name, structure, sources, "renumbered at random") for name in self.states),
-            key=lambda found: found[0],
-        )
-        return f"{Check(*worst, 1, 1)}; weights read from disk"
-
-    def verify(self, structure: Structure, alignment: Alignment) -> dict[str, float]:
-        """Return by how much the alignment changes every network's outputs: rounding."""
-        errors: dict[str, float] = {}
-        for name in self.states:
-            errors[name] = self._change(name, structure, _sources(alignment, name), "renumbered along the alignment")[0]
-        return errors
-
-    def _change(self, name: str, structure: Structure, sources: Mapping[str, Tensor], what: str) -> tuple[float, float]:
-        state = self.states[name]
-        if name not in self.referees:
-            self.meter.begin(f"{name} as it is", state.nbytes)
-            self.referees[name] = StoredReferee(self.model, self.example_input, structure, self._counted(state))
-        referee = self.referees[name]
-        self.meter.begin(f"{name} {what}", state.nbytes)
-        error = referee.error(sources)
-        if not error <= referee.tolerance:
-            raise StructureError(
-                f"{name!r} {what} answers otherwise: {error:.1e} (relative, {referee.tolerance:.0e} allowed); nothing "
-                "was averaged: weldnet check on a smaller network of this class names the tensor"
-            )
-        return error, referee.tolerance
-
-    def _counted(self, state: StoredState) -> Callable[[str], Tensor]:
-        def read(name: str) -> Tensor:
-            tensor = state[name]
-            self.meter.read(tensor.nbytes)
-            return tensor
-
-        return read
-
-    def align(self, structure: Structure, method: AlignmentMethod, device: torch.device | None) -> Alignment:
-        """Return the alignment, found now or by an earlier process."""
-        file = self.unfinished.alignment
-        if not file.exists():
-            workspace = Workspace(
-                self.unfinished.workspace, device=device, begin=self.meter.begin, read=self.meter.read
-            )
-            problem = Problem(structure, self.states, self.config["seed"], device, workspace=workspace)
-            with torch.no_grad():
-                method(problem).save(file)
-            shutil.rmtree(self.unfinished.workspace, ignore_errors=True)
-        return Alignment.load(file)
-
-    def write(
-        self,
-        structure: Structure,
-        alignment: Alignment,
-        metadata: Mapping[str, str],
-        limit: int,
-        companions: Sequence[Path],
-    ) -> dict[str, Any]:
-        """Average tensor by tensor into shards; those that are there already are kept."""
-        first = next(iter(self.states.values()))
-        entries = {name: (where.dtype, where.shape) for name, where in first.stored.items()}
-        shards = plan_shards(entries, limit)
-        self.meter.begin(f"{len(shards)} files", sum(state.nbytes for state in self.states.values()))
-        sources = {network: _sources(alignment, network) for network in self.states}
-        folder = self.unfinished.result
-        for file, names in zip(shard_names(len(shards)), shards, strict=True):
-            chosen = {name: entries[name] for name in names}
-            if (folder / file).exists():
-                self.meter.read(sum(first.where[n].nbytes for n in names) * len(self.states))
-                continue
-            write_shard(folder / file, chosen, lambda name: self._mean(name, structure, sources), metadata)
-        if len(shards) > 1:
-            write_index(folder, shards, entries)
-        document = {key: _parsed(value) for key, value in metadata.items()}
-        with atomic_path(folder / "weldnet.json") as temporary:
-            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        for source in companions:
-            with atomic_path(folder / source.name) as temporary:
-                shutil.copyfile(source, temporary)
-        return dict(first.stored)
-
-    def _mean(self, name: str, structure: Structure, sources: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
-        states: list[dict[str, Tensor]] = []
-        for network, state in self.states.items():
-            tensor = state[name]
-            self.meter.read(tensor.nbytes)
-            states.append({name: renumber({name: tensor}, structure, sources[network])[name]})
-        return average(states, list(self.shares.values()))[name]
-
-
-def _sources(alignment: Alignment, network: str) -> dict[str, Tensor]:
-    """The methods here end in permutations."""
-    return {space: c.source for space, c in alignment[network].items() if isinstance(c, Permutation)}
-
-
 def _method(method: str | AlignmentMethod, options: Mapping[str, Any], count: int) -> tuple[AlignmentMethod, str]:
     if count < 2:
         raise UsageError(f"fusing needs two networks or more; got {count}")
@@ -336,14 +185,6 @@ def _shares(weights: Sequence[float] | Mapping[str, float] | None, names: Sequen
     return dict(zip(names, normalise_weights(weights, len(names)), strict=True))
 
 
-def _parsed(text: str) -> Any:
-    """Metadata of weights are texts, some of which are JSON."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def _letters(files: Sequence[PathLike]) -> list[str]:
     if isinstance(files, str | os.PathLike):
         raise UsageError(f"files is {str(files)!r}; give a list of checkpoints, or a dict of them by name")
@@ -361,3 +202,14 @@ def _require_room(unfinished: Unfinished, states: Mapping[str, StoredState]) -> 
             f"{str(unfinished.output)!r} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; make "
             "room, or write elsewhere"
         )
+
+
+def _fingerprint(example_input: Any) -> str:
+    leaves = dict(pytree.tree_flatten_with_path(example_input)[0])
+    tensors = {pytree.keystr(path): leaf for path, leaf in leaves.items() if isinstance(leaf, Tensor)}
+    rest = {pytree.keystr(path): repr(leaf) for path, leaf in leaves.items() if not isinstance(leaf, Tensor)}
+    return _digest(f"{tensors_sha256(tensors)} {sorted(rest.items())}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
-from weldnet.checkpoints import StoredState, atomic_path
+from weldnet.checkpoints import StoredState, atomic_path, remove_temporaries
 from weldnet.errors import CheckpointError
 
 __all__ = ["Unfinished", "identity_of"]
@@ -25,7 +26,8 @@ class Unfinished:
 
     Args:
         output: the folder that is to be written.
-        settings: what decides the result; an unfinished fusion of other settings is an error.
+        settings: what decides the result; an unfinished fusion of other settings is an error, unless nothing was found
+            out for it yet.
 
     Raises:
         CheckpointError: the output is there already, another process writes it, or what lies there is of other
@@ -50,21 +52,37 @@ class Unfinished:
         with lock:
             _lock(lock.fileno(), self.output)
             self._compare()
+            for folder in (self.folder, self.result):
+                remove_temporaries(folder)
             yield
 
     def _compare(self) -> None:
         file = self.folder / "settings.json"
-        if not file.exists():
+        if not file.exists() or not self._facts.exists():
             _write(file, self._settings)
             return
         known = _read(file)
-        different = [key for key in self._settings if known.get(key) != self._settings[key]]
-        if different:
-            key = different[0]
+        for key, value in self._settings.items():
+            self._require(key, known.get(key), value)
+
+    def require(self, key: str, value: Any) -> None:
+        """Refuse to go on where this was otherwise when the fusion began; keep it if nothing is known yet.
+
+        Raises:
+            CheckpointError: naming it.
+        """
+        self._require(key, self.fact(key, lambda: value), value)
+
+    def _require(self, key: str, known: Any, value: Any) -> None:
+        if known != value:
             raise CheckpointError(
-                f"{str(self.folder)!r} holds an unfinished fusion with {key} {_short(known.get(key))}, and this one "
-                f"has {_short(self._settings[key])}; finish that one first, remove its folder, or choose another output"
+                f"{str(self.folder)!r} holds an unfinished fusion with {key} {_short(known)}, and this one "
+                f"has {_short(value)}; finish that one first, remove its folder, or choose another output"
             )
+
+    @property
+    def _facts(self) -> Path:
+        return self.folder / "facts.json"
 
     @property
     def result(self) -> Path:
@@ -83,7 +101,7 @@ class Unfinished:
 
     def fact(self, key: str, find: Callable[[], Any]) -> Any:
         """Return what was found out earlier under this key, or find it out now and keep it."""
-        file = self.folder / "facts.json"
+        file = self._facts
         facts = _read(file) if file.exists() else {}
         if key not in facts:
             facts[key] = find()
@@ -118,7 +136,9 @@ def _lock(descriptor: int, output: Path) -> None:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system without locks
+            return
         raise CheckpointError(
             f"{str(output)!r} is being written by another process; wait, or choose another output"
         ) from error
@@ -127,7 +147,7 @@ def _lock(descriptor: int, output: Path) -> None:
 def _read(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{str(file)!r} cannot be read ({error}); remove its folder to begin anew") from error
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from weldnet._modules import bare, forget_cached
 from weldnet.errors import ModelError, StructureError
@@ -28,13 +29,15 @@ __all__ = ["StoredReferee", "build_weightless", "without_weights"]
 def build_weightless(factory: Callable[[], nn.Module]) -> nn.Module:
     """Build a network whose parameters never take memory: each goes to the meta device as it is registered.
 
-    Buffers that are not in the state dict (tables, masks) are computed as ever.
+    One that is registered under several names stays one. Buffers that are not in the state dict (tables, masks) are
+    computed as ever.
     """
     register = nn.Module.register_parameter
+    known = WeakTensorKeyDictionary()
 
     def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and not param.is_meta:
-            param = nn.Parameter(twin_on_meta(param.data), param.requires_grad)
+            param = known.setdefault(param, nn.Parameter(twin_on_meta(param.data), param.requires_grad))
         register(module, name, param)
 
     with mock.patch.object(nn.Module, "register_parameter", register_on_meta):
