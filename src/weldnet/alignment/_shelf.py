@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Hashable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from safetensors.torch import save_file
@@ -20,6 +20,8 @@ from weldnet.checkpoints import StoredState
 from weldnet.errors import CheckpointError
 
 __all__ = ["Shelf", "Spill", "write_tensors"]
+
+K = TypeVar("K", bound=Hashable)
 
 #: Tensors below this size stay in memory, and are written together.
 _SMALL = 1 << 20
@@ -130,7 +132,7 @@ class Shelf(MutableMapping[str, Tensor]):
 
 
 @final
-class Spill(MutableMapping[Hashable, Tensor]):
+class Spill(MutableMapping[K, Tensor]):
     """Tensors of this process alone: the latest in memory, the others on disk.
 
     What is taken out and changed in place must be put back.
@@ -143,12 +145,12 @@ class Spill(MutableMapping[Hashable, Tensor]):
 
     def __init__(self, folder: Path, device: torch.device | None = None, kept: int = _KEPT) -> None:
         self._folder, self._device, self._limit = folder, device, kept
-        self._files: dict[Hashable, str] = {}
-        self._recent: dict[Hashable, Tensor] = {}
-        self._written: set[Hashable] = set()
+        self._files: dict[K, str] = {}
+        self._recent: dict[K, Tensor] = {}
+        self._written: set[K] = set()
         shutil.rmtree(folder, ignore_errors=True)
 
-    def __getitem__(self, key: Hashable) -> Tensor:
+    def __getitem__(self, key: K) -> Tensor:
         if key in self._recent:
             self._recent[key] = self._recent.pop(key)  # the latest at the end
             return self._recent[key]
@@ -158,19 +160,19 @@ class Spill(MutableMapping[Hashable, Tensor]):
         self._shrink()
         return self._recent[key]
 
-    def __setitem__(self, key: Hashable, tensor: Tensor) -> None:
+    def __setitem__(self, key: K, tensor: Tensor) -> None:
         self._recent.pop(key, None)
         self._recent[key] = tensor
         self._written.discard(key)
         self._shrink()
 
-    def __delitem__(self, key: Hashable) -> None:
+    def __delitem__(self, key: K) -> None:
         if key not in self:
             raise KeyError(key)
         self._recent.pop(key, None)
         self._written.discard(key)
 
-    def __iter__(self) -> Iterator[Hashable]:
+    def __iter__(self) -> Iterator[K]:
         return iter([*self._recent, *(key for key in self._written if key not in self._recent)])
 
     def __len__(self) -> int:

@@ -47,7 +47,7 @@ class Workspace:
     ) -> None:
         self.folder, self._device, self.begin, self.read = folder, device, begin, read
         self.couplings, self.inner = Shelf(folder, "whole", device), Shelf(folder, "inside", device)
-        self.sums = Spill(folder / "sums", device)
+        self.sums: Spill[Any] = Spill(folder / "sums", device)
         self._progress: dict[str, Any] = {}
         self._saved: tuple[dict[str, Any], dict[str, Tensor]] | None = None
         try:
