@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from federations import equal
 from weldnet.alignment import METHODS, OptimalTransport
 from weldnet.checkpoints import save
 from weldnet.errors import CheckpointError, UsageError
@@ -74,10 +75,6 @@ def update(client: str, tensors: Mapping[str, Tensor], examples: int = 10) -> Cl
     return ClientUpdate(client=client, state=tensors, examples=examples, classes={0: 3, 1: 4, 2: examples})
 
 
-def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
-
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("began", [True, False])
 def test_clients_equal_to_the_reference_give_the_reference(rule: str, began: bool, blueprint: Blueprint) -> None:
@@ -128,6 +125,48 @@ def test_counters_stay_integers_and_take_the_largest(blueprint: Blueprint) -> No
     found = aggregate(sent, state(0), 1, rule="gamf", blueprint=blueprint).state["norm.num_batches_tracked"]
     assert found.dtype == torch.int64
     assert int(found) == 9
+
+
+class Settled(Net):
+    """With whole numbers that are settings, a truth value, and a counter in a box of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.arange(4))
+        self.register_buffer("on", torch.tensor(True))
+        self.register_buffer("steps", torch.tensor([0]))
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "gamf", "gamf-joint", "optimal_transport", "fedma"])
+@pytest.mark.parametrize("place", ["a", "z"], ids=["first", "last"])
+@pytest.mark.parametrize(
+    "change", [{"order": torch.tensor([0, 1, 3, 2])}, {"on": torch.tensor(False)}], ids=["integers", "truth"]
+)
+def test_a_client_with_other_settings_in_whole_numbers_is_dropped(
+    change: dict[str, Tensor], place: str, rule: str
+) -> None:
+    blueprint = Blueprint.of(Settled(), X)
+    more = {"order": torch.arange(4), "on": torch.tensor(True)}
+    good = [update(f"m{k}", {**state(k), **more, "steps": torch.tensor([k])}) for k in (1, 2)]
+    reference = {**state(0), **more, "steps": torch.tensor([0])}
+    found = aggregate([*good, update(place, {**good[0].state, **change})], reference, 1, rule=rule, blueprint=blueprint)
+    (entry,) = found.dropped
+    assert entry.client == place
+    assert "differ from the server's" in entry.reason
+    assert next(iter(change)) in entry.reason
+    assert found.clients == ("m1", "m2")
+    assert equal(found.state, aggregate(good, reference, 1, rule=rule, blueprint=blueprint).state)
+    assert equal({n: found.state[n] for n in more}, more)
+    assert found.state["steps"].tolist() == [2]
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,)], ids=str)
+def test_a_counter_of_another_shape_drops_its_client(shape: tuple[int, ...], blueprint: Blueprint) -> None:
+    sent = [update("a", {**state(1), "norm.num_batches_tracked": torch.ones(shape).long()}), update("b", state(2))]
+    for rule in ("fedavg", "gamf-joint", "optimal_transport"):
+        found = aggregate(sent, state(0), 1, rule=rule, blueprint=blueprint)
+        assert found.clients == ("b",)
+        assert "norm.num_batches_tracked has shape" in found.dropped[0].reason
 
 
 def test_bad_updates_are_dropped_and_named(blueprint: Blueprint) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from federations import config, equal, orders
 from weldnet.checkpoints import load, load_into, save
 from weldnet.errors import ConfigError, DataError, FederatedError, TrainingError, UsageError
 from weldnet.evaluation import evaluate
 from weldnet.federated import (
     CHECKPOINT,
+    MODEL,
     ClientStore,
     FederatedConfig,
     Federation,
@@ -22,24 +22,6 @@ from weldnet.federated import (
     simulate,
 )
 from weldnet.records import read
-
-BASE: dict[str, Any] = {
-    "dataset": "digits",
-    "train_limit": 300,
-    "model": "mlp",
-    "model_options": {"sizes": [64, 10, 10]},
-    "clients": 3,
-    "rounds": 2,
-    "local": {"epochs": 1, "batch_size": 16, "lr": 0.1},
-}
-
-
-def config(**changes: Any) -> FederatedConfig:
-    return FederatedConfig.make({**BASE, **changes})
-
-
-def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize(
@@ -129,12 +111,6 @@ def test_own_initialisation_begins_apart_and_goes_on_together() -> None:
     assert all(equal(state, server_state) for state in second)
 
 
-def orders(federation: Federation, state: Mapping[str, Tensor], number: int) -> list[Any]:
-    from weldnet.federated import Order
-
-    return [Order(client=client, round=number, state=state) for client in federation.chosen(number)]
-
-
 @pytest.mark.parametrize(
     "more", [{}, {"algorithm": "fedprox"}, {"align_at": "client"}], ids=["plain", "prox", "client"]
 )
@@ -199,6 +175,27 @@ def test_clients_that_fail_are_recorded_and_the_round_goes_on(tmp_path: Path, mo
     assert states == [one, two]
 
 
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(self: Federation, order: Any, kept: Any = None) -> Any:
+        raise TrainingError(f"the loss of {order.client} became nan")
+
+    monkeypatch.setattr(Federation, "work", never)
+
+
+def test_a_run_whose_rounds_all_fail_has_no_model_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = r"no round of 2 gave a model \(0 sound updates of 0.*client-00: the loss of client-00.*and 2 more"
+    with monkeypatch.context() as patch:
+        failing(patch)
+        for resume in (False, True):
+            with pytest.raises(FederatedError, match=message):
+                simulate(config(), tmp_path, resume=resume)
+    assert not (tmp_path / MODEL).exists()
+    assert [r.extra["skipped"] != "" for r in read(tmp_path).of("round")] == [True, True]
+    server = simulate(config(rounds=3), tmp_path, resume=True)
+    assert server.round == 3
+    assert (tmp_path / MODEL).exists()
+
+
 def test_silent_clients_are_missing_and_too_few_replies_skip_the_round(tmp_path: Path) -> None:
     federation = Federation(config(min_replies=3))
     server = Server(federation, tmp_path)
@@ -231,6 +228,27 @@ def test_the_store_keeps_the_last_two_rounds(tmp_path: Path) -> None:
     assert store.load("b", 3) == {}
 
 
+def test_what_another_run_left_is_not_found_and_makes_room(tmp_path: Path) -> None:
+    old, new = ClientStore(tmp_path, "old"), ClientStore(tmp_path, "new")
+    for number in (1, 2, 5):
+        old.save("a", number, {"w": torch.zeros(1)})
+    assert new.load("a", 9) == {}
+    new.save("a", 2, {"w": torch.ones(1)})
+    assert float(new.load("a", 9)["w"]) == 1
+    assert len(list((tmp_path / "a").iterdir())) == 1
+    assert old.load("a", 9) == {}
+
+
+def test_a_new_run_in_an_old_folder_begins_without_the_clients_memories(tmp_path: Path) -> None:
+    """MOON with two of three clients a round: who was not asked in round 1 has a memory of the old run only."""
+    changes = {"algorithm": {"name": "moon", "mu": 5.0}, "participation": 0.7, "rounds": 4}
+    fresh = simulate(config(**changes), tmp_path / "fresh")
+    simulate(config(algorithm="moon", rounds=1), tmp_path / "old")
+    (tmp_path / "old" / CHECKPOINT).unlink()
+    again = simulate(config(**changes), tmp_path / "old")
+    assert equal(fresh.state, again.state)
+
+
 def test_the_model_fits_the_blueprint() -> None:
     federation = Federation(config())
     model = federation.blueprint.module(federation.initial())
@@ -253,6 +271,8 @@ def test_the_model_fits_the_blueprint() -> None:
         ({"server_optimiser": "adam"}, "unknown server optimiser 'adam'"),
         ({"align_at": "client", "rule": "fedavg"}, "align_at"),
         ({"align_at": "client", "rule": "gamf-joint"}, "align_at"),
+        ({"align_at": "client", "server_optimiser": "fedexp"}, "fedexp needs them one by one"),
+        ({"align_at": "client", "repair": "refit", "server_rows": 9}, "repair refit needs them one by one"),
         ({"rule": "activation_matching"}, "server_rows"),
         ({"min_replies": 4}, "min_replies is 4"),
         ({"repair": "refit"}, "server_rows"),

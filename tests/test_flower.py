@@ -227,7 +227,9 @@ def test_secure_aggregation_is_refused_with_the_way_out():
     net = network()
     with pytest.raises(UsageError, match=r"plain weights.*align_at='client'"):
         strategy_of(net, 2, rule="gamf", secure_aggregation=True)
-    strategy_of(net, 2, rule="fedavg", secure_aggregation=True)
+    with pytest.raises(UsageError, match=r"fedexp needs each client's distance.*fedavgm"):
+        strategy_of(net, 2, rule="fedavg", optimiser="fedexp", secure_aggregation=True)
+    strategy_of(net, 2, rule="fedavg", optimiser="fedadam", secure_aggregation=True)
 
     app = ClientApp()
 

@@ -19,36 +19,15 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-import weldnet
+from federations import config, rounds, same, written
+from weldnet.checkpoints import read_metadata
 from weldnet.cli import main
 from weldnet.errors import ConfigError, DataError, FederatedError, TrainingError, UsageError
-from weldnet.federated import CLIENTS, MODEL, FederatedConfig, Federation, Order, Worked, simulate
+from weldnet.federated import CHECKPOINT, CLIENTS, MODEL, ClientStore, Federation, Order, Worked, simulate
 from weldnet.federated.flower import LocalGrid, Plan, RunSettings, client_app, federate, run_rounds, write_app
 from weldnet.federated.flower._memory import ClientMemory
-from weldnet.records import Record, read
-
-BASE: dict[str, Any] = {
-    "dataset": "digits",
-    "train_limit": 300,
-    "model": "mlp",
-    "model_options": {"sizes": [64, 10, 10]},
-    "clients": 3,
-    "rounds": 2,
-    "local": {"epochs": 1, "batch_size": 16, "lr": 0.1},
-}
-
-
-def config(**changes: Any) -> FederatedConfig:
-    return FederatedConfig.make({**BASE, **changes})
-
-
-def same(a: Path, b: Path) -> bool:
-    one, other = weldnet.load(a / MODEL), weldnet.load(b / MODEL)
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def rounds(out: Path) -> list[Record]:
-    return read(out).of("round")
+from weldnet.models import mlp
+from weldnet.records import Record
 
 
 def without_time(records: list[Record]) -> list[object]:
@@ -88,12 +67,10 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         federate(settings, tmp_path / "cut", on_round=cut)
     # Clients may have gone further than the server: what they kept of a round that never was has no say.
-    federation, store = Federation(settings), tmp_path / "cut" / CLIENTS
+    federation = Federation(settings)
+    store = ClientStore(tmp_path / "cut" / CLIENTS, read_metadata(tmp_path / "cut" / CHECKPOINT)["run"])
     for client in federation.chosen(3):
-        weldnet.checkpoints.save(
-            {f"previous/{name}": tensor + 1 for name, tensor in federation.initial().items()},
-            store / client / "round-000003.safetensors",
-        )
+        store.save(client, 3, {f"previous/{name}": tensor + 1 for name, tensor in federation.initial().items()})
     with pytest.raises(FederatedError, match="holds a run already; resume it"):
         federate(settings, tmp_path / "cut")
     federate(settings, tmp_path / "cut", Plan(resume=True))
@@ -153,6 +130,22 @@ def test_a_client_that_raises_is_named_and_the_run_completes(tmp_path: Path, mon
     for record in rounds(tmp_path):
         assert record.extra["failed"] == {"client-01": "the loss is nan"}
         assert record.extra["clients"] == ["client-00", "client-02"]
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]], ids=["text", "json"])
+def test_a_run_whose_clients_all_fail_ends_with_1_and_the_reason(
+    json_too: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def failing(self: Federation, order: Order, client_state: Any = None) -> Worked:
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr(Federation, "work", failing)
+    assert main(["federate", str(written(tmp_path)), "-o", str(tmp_path / "run"), *json_too]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no round of 2 gave a model" in last
+    assert "client-00: the loss is nan; and 2 more" in last
+    assert not (tmp_path / "run" / MODEL).exists()
+    assert [record.extra["failed"]["client-02"] for record in rounds(tmp_path / "run")] == ["the loss is nan"] * 2
 
 
 def test_a_client_that_never_answers_is_missing_and_the_run_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -236,6 +229,31 @@ def test_settings_come_back_from_flower_as_they_were():
         RunSettings.from_flower({**flat, "federated.rouns": 3})
 
 
+def options_model(sizes: tuple[int, ...], tag: str, scale: float | None = 0.5, **more: Any) -> torch.nn.Module:
+    """A model that says what it was given."""
+    assert tag == "[not json"
+    assert scale is None
+    assert more == {"word": "null", "quoted": '"', "empty": {}, "nested": {"deep": None}, "odd": {"a.b": [1, None]}}
+    return mlp(sizes)
+
+
+def test_options_of_every_kind_reach_the_clients(tmp_path: Path):
+    """None above all, for which Flower has no type."""
+    options = {"sizes": [64, 10, 10], "tag": "[not json", "scale": None, "word": "null", "quoted": '"', "empty": {}}
+    options |= {"nested": {"deep": None}, "odd": {"a.b": [1, None]}}
+    settings = config(model=f"{__name__}:options_model", model_options=options, rounds=1)
+    flat = Plan().settings(settings, tmp_path).to_flower()
+    assert all(isinstance(value, bool | int | float | str) for value in flat.values())
+    assert RunSettings.from_flower(flat).config == settings
+    folder = write_app(tmp_path / "app", Plan().settings(settings, tmp_path / "run"))
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    assert RunSettings.from_flower(flattened(project["tool"]["flwr"]["app"]["config"])).config == settings
+    federate(settings, tmp_path / "local")
+    assert rounds(tmp_path / "local")[0].values["replies"] == 3
+    with pytest.raises(ConfigError, match="run config: rule is '\\[x', which is no JSON"):
+        RunSettings.from_flower({**flat, "federated.rule": "[x"})
+
+
 def test_an_app_folder_is_what_flower_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = Plan(nodes=2).settings(config(rule={"name": "gamf", "sigma": 2.0}), tmp_path / "run")
     folder = write_app(tmp_path / "app", settings)
@@ -308,18 +326,15 @@ def test_an_old_flower_is_told_apart_before_anything_starts(tmp_path: Path, monk
 # -- the command --------------------------------------------------------------------------------------
 
 
-def written(tmp_path: Path, **changes: Any) -> Path:
-    path = tmp_path / "job.yaml"
-    path.write_text(config(**changes).to_yaml())
-    return path
-
-
 def test_the_command_runs_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path, out = written(tmp_path), tmp_path / "run"
     assert main(["federate", str(path), "-o", str(out), "--json"]) == 0
     said = capsys.readouterr()
     shown = json.loads(said.out)
     assert [entry["round"] for entry in shown["rounds"]] == [1, 2]
+    assert [(entry["clients"], entry["dropped"], entry["missing"]) for entry in shown["rounds"]] == [(3, 0, 0)] * 2
+    assert all(entry["moved"] == rounds(out)[k].values["moved"] for k, entry in enumerate(shown["rounds"]))
+    assert shown["rounds"][0]["extra"]["clients"] == ["client-00", "client-01", "client-02"]
     assert shown["engine"] == "local"
     assert Path(shown["model"]).exists()
     assert "round 2: 3 clients; accuracy" in said.err

@@ -82,14 +82,15 @@ def federate(
 
 def _run(settings: Any, out: Path, plan: Plan, json: bool) -> None:
     from weldnet.federated.flower import describe, federate
-    from weldnet.records import read
+    from weldnet.records import FILE, read
 
     start = time.perf_counter()
     model = federate(settings, out, plan, on_round=lambda record: say(describe(record)), tell=lambda line: say(line))
     seconds = time.perf_counter() - start
-    rounds = read(out).of("round") if (out / "records.jsonl").exists() else []
+    known = read(out).of("round") if (out / FILE).exists() else []
+    rounds = [record for record in known if record.key.startswith(f"{settings.key()}-")]
     if json:
-        shown = [{**record.cell, **record.values, **record.extra} for record in rounds]
+        shown = [{**record.cell, **record.values, "extra": dict(record.extra)} for record in rounds]
         print_json({"model": model, "engine": plan.engine, "seconds": seconds, "rounds": shown})
     else:
         emit(_summary(rounds, seconds))

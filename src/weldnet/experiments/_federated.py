@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, final
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from weldnet.data import Identity
-from weldnet.errors import ConfigError, WeldnetError
+from weldnet.errors import ConfigError, FederatedError, WeldnetError
 from weldnet.experiments._cells import Cell, Context, Made, hashed
 from weldnet.experiments._config import Study
 from weldnet.experiments._cost import forward_cost
@@ -122,12 +122,17 @@ def run(cell: Cell, context: Context) -> list[Record]:
     work: Run = cell.work
     folder = context.folder / "states" / f"federated-{work.key}"
     total = work.config.rounds
-    server = simulate(
-        work.config,
-        folder,
-        resume=True,
-        on_round=lambda record: context.tick(_number(record) / total),
-    )
+    try:
+        server = simulate(
+            work.config,
+            folder,
+            resume=True,
+            on_round=lambda record: context.tick(_number(record) / total),
+        )
+    except FederatedError:
+        # What is tried again begins again: rounds that failed are not gone on from.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     rounds = {_number(record): record for record in read(folder).of("round")}
     kept = context.folder / "models" / f"federated-{work.key}.safetensors"
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -91,7 +91,7 @@ def aggregate(
 
     Raises:
         UsageError: a rule or method that cannot work with these arguments whatever the clients send.
-        FusionError: integers that differ between the clients and have no mean.
+        FusionError: a method that makes the network wider.
 
     Example:
         >>> import torch

@@ -9,9 +9,11 @@ from typing import final
 
 from torch import Tensor
 
-from weldnet.checkpoints import load, save
+from weldnet.checkpoints import load, read_metadata, save
 
 __all__ = ["ClientStore"]
+
+_RUN = "run"
 
 
 @final
@@ -19,14 +21,15 @@ class ClientStore:
     """Client states by client and round: ``<folder>/<client>/round-000003.safetensors``.
 
     A round that is done again after an interruption must find the state that it found first; so the state of the round
-    before stays until the one after.
+    before stays until the one after. What another run has left in the folder is not found, and makes room for this one.
 
     Args:
         folder: where to keep them; made when something is kept.
+        run: whose states they are, see :attr:`Server.run`.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str], run: str = "") -> None:
+        self._folder, self._run = Path(folder), run
 
     def load(self, client: str, before: int) -> dict[str, Tensor]:
         """Return what a client kept in its last round before the given one; empty if there is nothing."""
@@ -41,10 +44,15 @@ class ClientStore:
         """
         if not state:
             return
-        save(state, self._folder / client / f"round-{round:06d}.safetensors")
-        for _, path in [entry for entry in self._rounds(client) if entry[0] <= round][:-2]:
+        save(state, self._folder / client / f"round-{round:06d}.safetensors", metadata={_RUN: self._run})
+        rounds = self._rounds(client)
+        gone = [path for number, path in rounds if number <= round][:-2]
+        foreign = set((self._folder / client).glob("round-*.safetensors")) - {path for _, path in rounds}
+        for path in (*gone, *foreign):
             path.unlink(missing_ok=True)
 
     def _rounds(self, client: str) -> list[tuple[int, Path]]:
+        """This run's rounds, the oldest first."""
         paths = sorted((self._folder / client).glob("round-*.safetensors"))
-        return [(int(path.stem.removeprefix("round-")), path) for path in paths]
+        own = [path for path in paths if read_metadata(path).get(_RUN, "") == self._run]
+        return [(int(path.stem.removeprefix("round-")), path) for path in own]

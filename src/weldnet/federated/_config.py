@@ -162,6 +162,12 @@ class FederatedConfig(BaseModel):
                 f"align_at is 'client', but by the rule {rule.name} a client cannot align to the model that it was "
                 "sent; give an alignment method with the anchor 'reference'"
             )
+        if self.align_at == "client" and (self.make_optimiser().needs_spread or self.repair != "none"):
+            what = f"the repair {self.repair}" if self.repair != "none" else self.make_optimiser().name
+            raise ValueError(
+                f"align_at is 'client', for servers that know the sum of the clients' networks only, and {what} needs "
+                "them one by one; give align_at 'server', or none"
+            )
         if isinstance(rule, Matched) and rule.chosen.needs_data and self.align_at == "server" and not self.server_rows:
             raise ValueError(f"the rule {rule.name} looks at activations; give server_rows, such as 512")
         if not self.server_rows and {"data", "refit", "calibrate"} & set(self.repair.split("+")):

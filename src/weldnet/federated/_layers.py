@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from weldnet.errors import FusionError, UsageError
 from weldnet.federated._blueprint import Blueprint
 from weldnet.federated._rule import Carried, Setting, Weighting, mean_of
 from weldnet.federated._update import ClientUpdate, Dropped, Screen, Sound
-from weldnet.fusion import average, find_room
+from weldnet.fusion import find_room
 from weldnet.structure import Structure, Wider, widened
 
 __all__ = ["LayerRounds", "Matching", "cut_out"]
@@ -225,4 +226,4 @@ def cut_out(state: State, structure: Structure, own: Structure, targets: Mapping
 def _lay(name: str, tensors: Sequence[Tensor], wider: Wider, shares: Sequence[float]) -> Tensor:
     if tensors[0].is_floating_point() or tensors[0].is_complex():
         return widened(name, tensors, wider, shares)
-    return average([{name: tensor} for tensor in tensors])[name]
+    return functools.reduce(torch.maximum, tensors)  # counters; all other integers are equal

@@ -8,8 +8,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from weldnet.errors import FusionError
-
 __all__ = ["Mean"]
 
 
@@ -17,8 +15,8 @@ __all__ = ["Mean"]
 class Mean:
     """Sums networks in float64, one after the other, so that memory does not grow with their number.
 
-    With whole numbers as weights the mean of equal networks is that network bit for bit. Integer tensors are kept if
-    they are equal; scalar counters (such as ``num_batches_tracked``) take the largest value.
+    With whole numbers as weights the mean of equal networks is that network bit for bit. Integers have no mean: they
+    take the largest value, as counters (such as ``num_batches_tracked``) should; all others are equal in sound updates.
 
     Args:
         reference: gives dtypes and devices, and the zero that ``spread`` is measured from.
@@ -31,6 +29,7 @@ class Mean:
     ) -> None:
         self._reference, self._learned, self._rows = reference, learned, rows or {}
         self._sums: dict[str, Tensor] = {}
+        self._whole: dict[str, Tensor] = {}
         self._row_sums: dict[str, tuple[Tensor, Tensor]] = {}
         self._total = 0.0
         self._spread = 0.0
@@ -42,9 +41,6 @@ class Mean:
             state: tensors by name; not kept.
             weight: how much it counts, above 0.
             along: how much each position counts along the axes in ``rows``, shape (positions,), 0 or more.
-
-        Raises:
-            FusionError: integers that have no mean.
         """
         self._total += weight
         spread = 0.0
@@ -52,7 +48,7 @@ class Mean:
             reference = self._reference[name]
             tensor = tensor.detach().to(reference.device)
             if not (tensor.is_floating_point() or tensor.is_complex()):
-                self._count(name, tensor)
+                self._count(name, tensor.to(reference.dtype))
                 continue
             wide = tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
             if name in self._sums:
@@ -74,11 +70,10 @@ class Mean:
         """Return the mean, in the reference's dtypes."""
         found: dict[str, Tensor] = {}
         for name, reference in self._reference.items():
-            total = self._sums[name]
-            if not (total.is_floating_point() or total.is_complex()):
-                found[name] = total.to(reference.dtype)
+            if name in self._whole:
+                found[name] = self._whole[name]
                 continue
-            mean = total / self._total
+            mean = self._sums[name] / self._total
             if name in self._row_sums:
                 sums, weights = self._row_sums[name]
                 mean = torch.where(weights > 0, sums / weights.clamp(min=1e-300), mean)
@@ -93,13 +88,5 @@ class Mean:
         self._row_sums[name] = (sums + wide * weights, total + weights)
 
     def _count(self, name: str, tensor: Tensor) -> None:
-        known = self._sums.get(name)
-        if known is None:
-            self._sums[name] = tensor.clone()
-        elif tensor.dim() == 0 and tensor.dtype != torch.bool:
-            self._sums[name] = torch.maximum(known, tensor.to(known.dtype))
-        elif not torch.equal(known, tensor.to(known.dtype)):
-            raise FusionError(
-                f"{name}: {tensor.dtype} tensors of shape {tuple(tensor.shape)} differ between the clients and have no "
-                "average; make them equal first (they are settings, not learned)"
-            )
+        known = self._whole.get(name)
+        self._whole[name] = tensor.clone() if known is None else torch.maximum(known, tensor)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
 from weldnet.checkpoints import WIDTHS, load, read_metadata, save
 from weldnet.errors import FederatedError, WeldnetError
 from weldnet.evaluation import evaluate
-from weldnet.federated._aggregate import Aggregated
 from weldnet.federated._clients import ClientStore
 from weldnet.federated._config import FederatedConfig
 from weldnet.federated._federation import Federation, Order, fixed_threads
+from weldnet.federated._history import Exchanged, describe_round, failure, introduction
 from weldnet.federated._stages import make_course
 from weldnet.federated._update import ClientUpdate
 from weldnet.records import Record, append, where
@@ -46,6 +47,7 @@ class Server:
     Attributes:
         state: the global model.
         round: how many rounds are done.
+        run: a word that no other run has; a resumed one keeps it. Clients that keep something keep it under this word.
 
     Raises:
         FederatedError: the folder holds another run, or one that was not asked to be resumed.
@@ -66,17 +68,17 @@ class Server:
         self.federation = federation
         self.config = federation.config
         self.out = Path(out)
-        self.round = 0
+        self.round, self._skipped = 0, 0
+        self.run = uuid.uuid4().hex
         self.state: Mapping[str, Tensor] = federation.initial()
         self._course = make_course(federation)
-        self._where = where()
-        self._begin()
+        self._where, self._exchanged = where(), Exchanged()
         if (self.out / CHECKPOINT).exists():
             if not resume:
                 raise FederatedError(f"{self.out} holds a run already; resume it, or give another folder")
             self._restore()
         else:
-            append(self.out, [self._introduction()])
+            append(self.out, [introduction(self.config, self._where)])
 
     @property
     def done(self) -> bool:
@@ -101,25 +103,28 @@ class Server:
             RecordError, CheckpointError: the folder cannot be written.
             FusionError, UsageError: the rule cannot work on these networks, whoever sent them.
         """
-        asked = self.orders()
-        self._failed |= dict(failed or {})
-        self._missing |= {o.client for o in asked} - {u.client for u in updates} - (failed or {}).keys()
-        self._down += sum(_bytes(order.state) for order in asked)
-        self._up += sum(_bytes(update.state) for update in updates)
+        self._exchanged.add(self.orders(), updates, failed or {})
         with fixed_threads(self.config.threads):
             found = self._course.receive(self.round + 1, self.state, updates)
             if found is None:
                 return None
             self.round, self.state = self.round + 1, found.state
+            self._skipped += bool(found.skipped)
             scores = self._evaluate()
-        record = self._record(found, updates, scores)
+        record = describe_round(self.config, self.round, found, updates, self._exchanged, scores, self._where)
         append(self.out, [record])
         self._save()
-        self._begin()
+        self._exchanged = Exchanged()
         return record
 
     def finish(self) -> Path:
-        """Write the global model beside the records; return the file, which ``weldnet.load_model`` reads."""
+        """Write the global model beside the records; return the file, which ``weldnet.load_model`` reads.
+
+        Raises:
+            FederatedError: every round was skipped: there is no model but the one that the run began with.
+        """
+        if self._skipped == self.round:
+            raise FederatedError(failure(self.out, self.config, self.round))
         path, blueprint = self.out / MODEL, self.federation.blueprint
         metadata = {"content": "weldnet-federated", "config": self.config.to_yaml()}
         if any(tuple(self.state[name].shape) != shape for name, shape in blueprint.structure.shapes.items()):
@@ -128,85 +133,22 @@ class Server:
         save(self.state, path, metadata=metadata)
         return path
 
-    def _begin(self) -> None:
-        self._failed: dict[str, str] = {}
-        self._missing: set[str] = set()
-        self._down = self._up = 0
-
     def _evaluate(self) -> dict[str, float]:
         if self.round % self.config.evaluate_every and self.round != self.config.rounds:
             return {}
         model = self.federation.blueprint.module(self.state)
         return evaluate(model, self.federation.test_data, device=self.config.device).scores
 
-    # -- records ----------------------------------------------------------------------------------
-
-    def _cell(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "dataset": config.dataset,
-            "partition": config.partition.label,
-            "architecture": config.model,
-            "clients": config.clients,
-            "rule": config.make_rule().name,
-            "algorithm": config.make_algorithm().name,
-            "server_optimiser": config.make_optimiser().name,
-            "initialisation": config.initialisation,
-            "align_at": config.align_at,
-            "repair": config.repair,
-            "local_epochs": config.local.epochs,
-            "participation": config.participation,
-            "seed": config.seed,
-        }
-
-    def _introduction(self) -> Record:
-        return Record(
-            kind="run",
-            key=self.config.key(),
-            cell=self._cell(),
-            extra={"title": "Federated learning", "config": self.config.model_dump()},
-            seed=self.config.seed,
-            where=self._where,
-        )
-
-    def _record(self, found: Aggregated, updates: Sequence[ClientUpdate], scores: Mapping[str, float]) -> Record:
-        used = [update for update in updates if update.client in found.clients]
-        values: dict[str, float | None] = {
-            **scores,
-            **found.stats,
-            **_over_clients(used),
-            "replies": len(found.clients),
-            "dropped": len(found.dropped),
-            "failed": len(self._failed),
-            "missing": len(self._missing),
-            "bytes_down": self._down,
-            "bytes_up": self._up,
-        }
-        extra = {
-            "clients": list(found.clients),
-            "shares": dict(found.shares),
-            "moved": dict(found.moved) or {u.client: u.values["moved"] for u in used if "moved" in u.values},
-            "dropped": {entry.client: entry.reason for entry in found.dropped},
-            "failed": self._failed,
-            "missing": sorted(self._missing),
-            "skipped": found.skipped,
-        }
-        return Record(
-            kind="round",
-            key=f"{self.config.key()}-{self.round}",
-            cell={**self._cell(), "round": self.round},
-            values=values,
-            extra=extra,
-            seed=self.config.seed,
-            where=self._where,
-        )
-
-    # -- state ------------------------------------------------------------------------------------
-
     def _save(self) -> None:
         tensors = {f"global/{name}": tensor for name, tensor in self.state.items()}
         tensors |= {f"course/{name}": tensor for name, tensor in self._course.tensors.items()}
-        metadata = {"content": "weldnet-federated-state", "key": self.config.key(), "round": str(self.round)}
+        metadata = {
+            "content": "weldnet-federated-state",
+            "key": self.config.key(),
+            "round": str(self.round),
+            "skipped": str(self._skipped),
+            "run": self.run,
+        }
         save(tensors, self.out / CHECKPOINT, metadata=metadata)
 
     def _restore(self) -> None:
@@ -219,6 +161,7 @@ class Server:
                 f"{path} is of a run with other settings; resume with those (only rounds and evaluate_every may "
                 "change), or give another folder"
             )
+        self.run, self._skipped = metadata.get("run", ""), int(metadata.get("skipped", "0"))
         tensors = load(path)
         parts: dict[str, dict[str, Tensor]] = {"global": {}, "course": {}}
         for key, tensor in tensors.items():
@@ -250,13 +193,14 @@ def simulate(
         The server after the last round.
 
     Raises:
-        FederatedError: the folder holds another run, or one that was not asked to be resumed.
+        FederatedError: the folder holds another run, or one that was not asked to be resumed; or every round was
+            skipped.
         ConfigError, DataError: model or data that cannot be had.
     """
     federation = federation or Federation(config)
     federation.require_parts()
     server = Server(federation, out, resume=resume)
-    store = ClientStore(Path(out) / CLIENTS)
+    store = ClientStore(Path(out) / CLIENTS, server.run)
     while not server.done:
         updates: list[ClientUpdate] = []
         failed: dict[str, str] = {}
@@ -273,24 +217,3 @@ def simulate(
             on_round(record)
     server.finish()
     return server
-
-
-def _bytes(state: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-
-
-def _over_clients(updates: Sequence[ClientUpdate]) -> dict[str, float]:
-    """The means of what clients measured, by samples; of seconds and shares moved what a reader asks for."""
-    found: dict[str, float] = {}
-    total = sum(update.examples for update in updates)
-    for name in ("loss", "train_accuracy"):
-        known = [(u.values[name], u.examples) for u in updates if name in u.values]
-        if known and len(known) == len(updates):
-            found["train_" + name.removeprefix("train_")] = sum(v * n for v, n in known) / total
-    seconds = [u.values["seconds"] for u in updates if "seconds" in u.values]
-    moved = [u.values["moved"] for u in updates if "moved" in u.values]
-    if seconds:
-        found["client_seconds"] = sum(seconds)
-    if moved:
-        found |= {"moved": sum(moved) / len(moved), "moved_max": max(moved)}
-    return found

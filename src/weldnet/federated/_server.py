@@ -51,10 +51,15 @@ class Step:
 
 @runtime_checkable
 class ServerOptimiser(Protocol):
-    """An optimiser is a frozen value; its state, tensors by name, is given and returned, so that it can be saved."""
+    """An optimiser is a frozen value; its state, tensors by name, is given and returned, so that it can be saved.
+
+    ``needs_spread`` says whether it asks how far each client went, which a sum of their networks does not tell.
+    """
 
     @property
     def name(self) -> str: ...
+    @property
+    def needs_spread(self) -> bool: ...
 
     def __call__(self, step: Step, state: Mapping[str, Tensor], /) -> tuple[State, State, dict[str, float]]:
         """Return the new global model, the new state, and numbers for the record. ``state`` is empty at first."""
@@ -67,6 +72,7 @@ class NoOptimiser:
     """Take the clients' mean as it is."""
 
     name = "none"
+    needs_spread = False
 
     def __call__(self, step: Step, state: Mapping[str, Tensor], /) -> tuple[State, State, dict[str, float]]:
         """See :class:`ServerOptimiser`."""
@@ -89,6 +95,7 @@ class FedAvgM:
     lr: float = 1.0
     momentum: float = 0.9
     name = "fedavgm"
+    needs_spread = False
 
     def __post_init__(self) -> None:
         _require(self, lr=self.lr > 0, momentum=0 <= self.momentum < 1)
@@ -124,6 +131,7 @@ class FedAdam:
     beta2: float = 0.99
     tau: float = 1e-3
     name = "fedadam"
+    needs_spread = False
 
     def __post_init__(self) -> None:
         _require(self, lr=self.lr > 0, beta1=0 <= self.beta1 < 1, beta2=0 <= self.beta2 < 1, tau=self.tau > 0)
@@ -158,6 +166,7 @@ class FedExP:
 
     epsilon: float = 1e-3
     name = "fedexp"
+    needs_spread = True
 
     def __post_init__(self) -> None:
         _require(self, epsilon=self.epsilon > 0)

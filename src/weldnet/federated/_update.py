@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import final
 
+import torch
 from torch import Tensor
 
 from weldnet._words import counted
@@ -72,7 +73,7 @@ class Screen:
     """Goes through updates in the order of the clients' names, one in memory at a time, and drops what is unfit.
 
     Dropped is an update without samples, with NaN or Inf, of another architecture or of other widths (where the rule
-    needs equal ones), and every update of a client that sent two different ones.
+    needs equal ones), with other settings in whole numbers, and every update of a client that sent two different ones.
 
     Args:
         updates: as they arrived; their order does not matter.
@@ -131,6 +132,7 @@ class Screen:
             _check_classes(update)
         state = {name: update.state[name] for name in update.state}
         _check_kinds(state, self._reference)
+        _check_settings(state, self._reference)
         structure = self._blueprint.structure_of(state, self._reference, any_width=self._any_width)
         validate_finite(state, update.client)
         return Sound(update, state, structure)
@@ -154,6 +156,19 @@ def _check_kinds(state: Mapping[str, object], reference: Mapping[str, Tensor]) -
             raise CheckpointError(f"{name} is a {type(tensor).__name__}, not a tensor")
         if (tensor.is_floating_point(), tensor.is_complex()) != _kind(reference[name]):
             raise CheckpointError(f"{name} is {tensor.dtype}, the server's {reference[name].dtype}")
+
+
+def _check_settings(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
+    """Refuse whole numbers and truth values that are neither counters nor the server's: they have no mean."""
+    for name, own in reference.items():
+        counter = own.numel() == 1 and own.dtype != torch.bool
+        if own.is_floating_point() or own.is_complex() or counter or state[name].shape != own.shape:
+            continue
+        if not torch.equal(state[name].to(own.device, own.dtype), own):
+            raise CheckpointError(
+                f"{name}: its {str(own.dtype).removeprefix('torch.')} values differ from the server's, and have no "
+                "average (they are settings, not learned)"
+            )
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:

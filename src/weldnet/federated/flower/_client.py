@@ -37,10 +37,10 @@ def _train(message: Message, context: Context) -> Message:
         partition = _partition(context)
         name = f"partition {partition}"
         settings = RunSettings.from_flower(context.run_config)
-        federation = _federation(settings.config.model_dump_json(), str(context.node_config.get("data", "")))
+        federation = _federation(json.dumps(settings.config.model_dump()), str(context.node_config.get("data", "")))
         name = _client(federation, partition)
-        memory = ClientMemory(name, context, str(context.node_config.get("state", settings.state)))
-        order = _order(message, name)
+        order, run = _order(message, name), str(message.content.config_records["config"].get("run", ""))
+        memory = ClientMemory(name, context, str(context.node_config.get("state", settings.state)), run)
         worked = federation.work(order, memory.before(order.round))
         memory.keep(order.round, worked.client_state)
         return _reply(message, partition, worked.update)

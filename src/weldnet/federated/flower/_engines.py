@@ -35,6 +35,7 @@ FOLDER = "flower"
 """Where Flower's own files go, in a run's folder: its home, logs, database and the app."""
 
 _ASK = 10.0  # seconds between two questions about a run; each starts a process
+_TRIES = 3  # questions in a row that may go unanswered: on a busy machine one may take too long
 _TICK = 0.5
 
 Tell = Callable[[str], None]
@@ -222,14 +223,21 @@ def _follow(
 
 
 def _wait(flwr: Flwr, number: str, watch: Callable[[], None], progress: _Progress) -> Run:
-    asked = time.monotonic()
+    asked, unanswered = time.monotonic(), 0
     while True:
         watch()
         progress.show()
         if time.monotonic() - asked >= (_ASK if not progress.finished else _TICK):
-            run = flwr.show(number)
-            if run.finished:
-                return run
+            try:
+                run = flwr.show(number)
+            except FederatedError:
+                unanswered += 1
+                if unanswered >= _TRIES:
+                    raise
+            else:
+                unanswered = 0
+                if run.finished:
+                    return run
             asked = time.monotonic()
         time.sleep(_TICK)
 

@@ -27,11 +27,12 @@ class ClientMemory:
         client: its name.
         context: Flower's, which lives as long as the run and the node.
         folder: on the client's disk; empty to rely on the context.
+        run: whose states are kept there, see :attr:`weldnet.federated.Server.run`.
     """
 
-    def __init__(self, client: str, context: Context, folder: str = "") -> None:
+    def __init__(self, client: str, context: Context, folder: str = "", run: str = "") -> None:
         self._client, self._context = client, context
-        self._store = ClientStore(folder) if folder else None
+        self._store = ClientStore(folder, run) if folder else None
 
     def before(self, number: int) -> dict[str, Tensor]:
         """Return the state of the last round before a round; empty if there is none."""

@@ -53,27 +53,29 @@ def run_rounds(
         The server after the last round; its model is in the run's folder.
 
     Raises:
-        FederatedError: too few nodes, or a folder that holds another run.
+        FederatedError: too few nodes, a folder that holds another run, or every round was skipped.
         UsageError: replies are masked.
     """
     federation = federation or Federation(settings.config)
     server = Server(federation, settings.folder, resume=settings.resume)
-    nodes = settings.nodes or settings.config.clients
+    expected = settings.nodes or settings.config.clients
     names = federation.clients
     messenger = Messenger(
-        nodes,
-        min(settings.config.min_replies, nodes),
+        expected,
+        min(settings.config.min_replies, expected),
         settings.patience,
         lambda partition: names[partition] if partition < len(names) else f"partition {partition}",
     )
     while not server.done:
         orders = server.orders()
-        contents = _contents(orders, len(names), messenger.wait(grid), messenger, grid)
+        nodes = messenger.wait(grid)
+        contents = _contents(orders, len(names), nodes, messenger, grid, server.run)
         messages = messenger.messages(contents, orders[0].round, _KEYS)
         replies = messenger.read(grid.send_and_receive(messages, timeout=settings.timeout or None))
         if replies.masked:
             aligned = settings.config.align_at == "client"
-            refuse_masked(FedAvg() if aligned else settings.config.make_rule(), always=True)
+            rule = FedAvg() if aligned else settings.config.make_rule()
+            refuse_masked(rule, settings.config.make_optimiser(), always=True)
         record = server.receive(replies.updates, {entry.client: entry.reason for entry in replies.failed})
         if record is not None:
             _LOG.info("%s", describe(record))
@@ -83,20 +85,20 @@ def run_rounds(
 
 
 def _contents(
-    orders: Sequence[Order], clients: int, nodes: Sequence[int], messenger: Messenger, grid: Grid
+    orders: Sequence[Order], clients: int, nodes: Sequence[int], messenger: Messenger, grid: Grid, run: str
 ) -> dict[int, tuple[ArrayRecord, Mapping[str, Any]]]:
     """Return what each node is sent. Where all clients get the same, nodes need not be asked who they are first."""
     packed = {id(order.state): to_record(order.state) for order in orders}
     if len(orders) == clients and len(packed) == 1:
-        return {node: (packed[id(orders[0].state)], _config(orders[0])) for node in nodes}
+        return {node: (packed[id(orders[0].state)], _config(orders[0], run)) for node in nodes}
     mine, names = {order.client: order for order in orders}, messenger.named(nodes, grid)
     found = ((node, mine[names[node]]) for node in nodes if names[node] in mine)
-    return {node: (packed[id(order.state)], _config(order)) for node, order in found}
+    return {node: (packed[id(order.state)], _config(order, run)) for node, order in found}
 
 
-def _config(order: Order) -> dict[str, Any]:
+def _config(order: Order, run: str) -> dict[str, Any]:
     """Return what goes with the weights: lists of words may be long, and empty ones have no type."""
-    return {"phase": order.phase, "frozen": json.dumps(sorted(order.frozen))}
+    return {"phase": order.phase, "frozen": json.dumps(sorted(order.frozen)), "run": run}
 
 
 def describe(record: Record) -> str:

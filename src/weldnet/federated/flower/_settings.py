@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,9 @@ class RunSettings:
         True
         """
         own = {key: getattr(self, key) for key in _OWN}
-        return own | _flat(self.config.model_dump(), _CONFIG)
+        # None is the default of every key of the config that may be None; inside of options it is a value like others.
+        said = {key: value for key, value in self.config.model_dump().items() if value is not None}
+        return own | _flat(said, _CONFIG)
 
     @staticmethod
     def from_flower(flat: Mapping[str, Any]) -> RunSettings:
@@ -94,23 +97,26 @@ def _typed(key: str, value: Any) -> Any:
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Flatten; what Flower has no type for is left out (None) or written as JSON (lists)."""
+    """Flatten; what Flower has no type for, or would read as another one, is written as JSON."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value and all(_plain(name) for name in value):
             found |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            found[prefix + key] = json.dumps(value)
-        elif value is not None:
+        elif isinstance(value, bool | int | float) or (isinstance(value, str) and not _is_json(value)):
             found[prefix + key] = value
+        else:
+            found[prefix + key] = json.dumps(value)
     return found
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Undo the flattening.
 
-    >>> nested({"a.b": 1, "a.c": "[1, 2]", "d": "x"})
-    {'a': {'b': 1, 'c': [1, 2]}, 'd': 'x'}
+    Raises:
+        ConfigError: a value that begins as JSON does, and is none.
+
+    >>> nested({"a.b": 1, "a.c": "[1, 2]", "d": "x", "e": "null"})
+    {'a': {'b': 1, 'c': [1, 2]}, 'd': 'x', 'e': None}
     """
     found: dict[str, Any] = {}
     for key, value in flat.items():
@@ -118,5 +124,18 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         place = found
         for part in path:
             place = place.setdefault(part, {})
-        place[last] = json.loads(value) if isinstance(value, str) and value.startswith("[") else value
+        try:
+            place[last] = json.loads(value) if isinstance(value, str) and _is_json(value) else value
+        except ValueError as error:
+            raise ConfigError(f"run config: {key} is {value!r}, which is no JSON: {error}") from error
     return found
+
+
+def _is_json(word: str) -> bool:
+    """Whether a word stands for another value: a list, a mapping, a word in quotes, or null."""
+    return word == "null" or word.startswith(("[", "{", '"'))
+
+
+def _plain(key: object) -> bool:
+    """Whether a key of a mapping may be part of one of Flower's, in which dots have a meaning."""
+    return isinstance(key, str) and re.fullmatch(r"[A-Za-z0-9_-]+", key) is not None

@@ -138,7 +138,7 @@ class FusionStrategy(FlowerFedAvg):
         super().__init__(fraction_train=share, fraction_evaluate=0.0, min_available_nodes=nodes)
         self.rule, self.optimiser = make_rule(rule), make_optimiser(optimiser)
         if secure_aggregation:
-            refuse_masked(self.rule)
+            refuse_masked(self.rule, self.optimiser)
         if not 0 < share <= 1:
             raise UsageError(f"share is {share}; give a number above 0, at most 1")
         self.blueprint, self._began, self._min_replies = blueprint, began, min_replies
@@ -207,7 +207,7 @@ class FusionStrategy(FlowerFedAvg):
         number = self.done + 1
         found = self._messenger.read(replies, self.arrayrecord_key)
         if found.masked:
-            refuse_masked(self.rule, always=True)
+            refuse_masked(self.rule, self.optimiser, always=True)
         aggregated = aggregate(
             found.updates,
             self._reference,
@@ -268,20 +268,26 @@ class FusionStrategy(FlowerFedAvg):
         self.done = int(metadata["round"])
 
 
-def refuse_masked(rule: Rule, *, always: bool = False) -> None:
-    """Refuse to match networks that are masked, with the way out.
+def refuse_masked(rule: Rule, optimiser: ServerOptimiser, *, always: bool = False) -> None:
+    """Refuse to match networks that are masked, or to ask how far each went, with the way out.
 
     Args:
         rule: of the server.
+        optimiser: of the server.
         always: refuse plain averages too: these replies are parts of a protocol that the strategy does not speak.
 
     Raises:
-        UsageError: the rule needs each client's plain weights, or the replies are masked.
+        UsageError: the rule or the optimiser needs each client's plain weights, or the replies are masked.
     """
     if not rule.name.startswith("fedavg"):
         raise UsageError(
             f"{rule.name} needs each client's plain weights on the server, and under secure aggregation only their sum "
             "is known: align on the clients (align_at='client'), and let Flower's SecAgg+ form the sum"
+        )
+    if optimiser.needs_spread:
+        raise UsageError(
+            f"{optimiser.name} needs each client's distance from the global model, and under secure aggregation only "
+            "the sum of their networks is known: give the server optimiser fedavgm, fedadam or none"
         )
     if always:
         raise UsageError(
