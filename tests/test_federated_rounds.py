@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from federations import config, equal, orders
-from weldnet.checkpoints import load, load_into, save
-from weldnet.errors import ConfigError, DataError, FederatedError, TrainingError, UsageError
+from weldnet.checkpoints import load, load_into, read_metadata, save
+from weldnet.errors import DataError, FederatedError, TrainingError, UsageError
 from weldnet.evaluation import evaluate
 from weldnet.federated import (
     CHECKPOINT,
     MODEL,
     ClientStore,
-    FederatedConfig,
     Federation,
     Server,
     simulate,
@@ -63,6 +62,11 @@ def test_too_few_rows_for_the_clients_are_said_before_anything_begins(tmp_path: 
     with pytest.raises(DataError, match="300 rows are fewer than 10 for each of 40 networks"):
         simulate(config(clients=40), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_federation_of_another_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="of another config"):
+        simulate(config(), tmp_path / "run", federation=Federation(config(seed=1)))
 
 
 def test_a_device_that_is_not_there_is_named() -> None:
@@ -212,6 +216,10 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
         simulate(config(rounds=1), tmp_path)
     with pytest.raises(FederatedError, match="other settings"):
         simulate(config(rounds=1, seed=1), tmp_path, resume=True)
+    tensors, metadata = load(tmp_path / CHECKPOINT), read_metadata(tmp_path / CHECKPOINT)
+    save({name.replace("layers.1", "last"): t for name, t in tensors.items()}, tmp_path / CHECKPOINT, metadata=metadata)
+    with pytest.raises(FederatedError, match=r"of another model \('last\.bias'\)"):
+        simulate(config(rounds=1), tmp_path, resume=True)
     save({"w": torch.zeros(1)}, tmp_path / CHECKPOINT)
     with pytest.raises(FederatedError, match="no state"):
         simulate(config(rounds=1), tmp_path, resume=True)
@@ -254,68 +262,3 @@ def test_the_model_fits_the_blueprint() -> None:
     model = federation.blueprint.module(federation.initial())
     load_into(model, federation.initial(), "again")
     assert federation.blueprint.last == {"layers.1.weight": 0, "layers.1.bias": 0}
-
-
-# -- configs -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rouds": 3}, "did you mean 'rounds'"),
-        ({"local": {"epoch": 3}}, "did you mean 'epochs'"),
-        ({"rounds": 0}, "rounds: 0 is no good"),
-        ({"rounds": "3"}, "rounds: '3' is no good"),
-        ({"rule": "gamff"}, "unknown rule 'gamff'"),
-        ({"algorithm": {"name": "moon", "nu": 1}}, "no option 'nu'"),
-        ({"server_optimiser": "adam"}, "unknown server optimiser 'adam'"),
-        ({"align_at": "client", "rule": "fedavg"}, "align_at"),
-        ({"align_at": "client", "rule": "gamf-joint"}, "align_at"),
-        ({"align_at": "client", "server_optimiser": "fedexp"}, "fedexp needs them one by one"),
-        ({"align_at": "client", "repair": "refit", "server_rows": 9}, "repair refit needs them one by one"),
-        ({"rule": "activation_matching"}, "server_rows"),
-        ({"min_replies": 4}, "min_replies is 4"),
-        ({"repair": "refit"}, "server_rows"),
-        ({"own_model_options": [{}]}, "initialisation is 'common'"),
-        ({"own_model_options": [{}], "initialisation": "own"}, "needs equal widths"),
-        ({"repair": "refitt"}, "unknown repair 'refitt'"),
-        ({"partition": {"scheme": "random"}}, "partition.scheme"),
-        ({"participation": 0.0}, "participation"),
-    ],
-)
-def test_configs_that_mean_nothing_are_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        config(**changes)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_config_comes_from_a_file_and_goes_to_one(tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(config(rule={"name": "gamf", "weighting": "uniform"}).to_yaml())
-    assert FederatedConfig.read(path) == config(rule={"name": "gamf", "weighting": "uniform"})
-    path.write_text("clients: 3")
-    with pytest.raises(ConfigError, match="dataset is missing"):
-        FederatedConfig.read(path)
-    path.write_text("- 1")
-    with pytest.raises(ConfigError, match="no settings"):
-        FederatedConfig.read(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        FederatedConfig.read(tmp_path / "nothing.yaml")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": "mlpp"}, "unknown model 'mlpp'"),
-        ({"model": "weldnet.models:nothing"}, "cannot be imported"),
-        ({"model_options": {"depth": 3}}, "cannot be built"),
-    ],
-)
-def test_models_that_do_not_exist_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Federation(config(**changes))
-
-
-def test_models_can_be_imported() -> None:
-    federation = Federation(config(model="weldnet.models:mlp"))
-    assert set(federation.initial()) == {"layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"}

@@ -1,4 +1,4 @@
-"""Whole federated runs through Flower's interfaces, from a config; the slow ones start Flower's own programs."""
+"""Whole federated runs through Flower's interfaces, from a config, in this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,14 @@ import torch
 pytest.importorskip("flwr")
 
 from flwr.app import Context, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
 
 from federations import config, rounds, same, written
 from weldnet.checkpoints import read_metadata
 from weldnet.cli import main
-from weldnet.errors import ConfigError, DataError, FederatedError, TrainingError, UsageError
+from weldnet.errors import DataError, FederatedError, TrainingError, UsageError
 from weldnet.federated import CHECKPOINT, CLIENTS, MODEL, ClientStore, Federation, Order, Worked, simulate
-from weldnet.federated.flower import LocalGrid, Plan, RunSettings, client_app, federate, run_rounds, write_app
+from weldnet.federated.flower import LocalGrid, Plan, client_app, federate, run_rounds
 from weldnet.federated.flower._memory import ClientMemory
-from weldnet.models import mlp
 from weldnet.records import Record
 
 
@@ -208,104 +204,6 @@ def test_two_nodes_with_one_name_count_once(tmp_path: Path):
     assert "2 times; counted once" in record.extra["dropped"]["client-00"]
 
 
-def test_settings_come_back_from_flower_as_they_were():
-    settings = RunSettings(
-        config=config(
-            rule={"name": "gamf", "weighting": "uniform"}, algorithm={"name": "moon", "mu": 5.0}, participation=0.5
-        ),
-        out="/tmp/a b",
-        resume=True,
-        nodes=3,
-        timeout=2.5,
-    )
-    flat = settings.to_flower()
-    assert all(isinstance(value, bool | int | float | str) for value in flat.values())
-    assert RunSettings.from_flower(flat) == settings
-    with pytest.raises(ConfigError, match="unknown key 'outt'"):
-        RunSettings.from_flower({**flat, "outt": "x"})
-    with pytest.raises(ConfigError, match="nodes is 'two'; give a int"):
-        RunSettings.from_flower({**flat, "nodes": "two"})
-    with pytest.raises(ConfigError, match="run config: unknown key 'rouns'; did you mean 'rounds'"):
-        RunSettings.from_flower({**flat, "federated.rouns": 3})
-
-
-def options_model(sizes: tuple[int, ...], tag: str, scale: float | None = 0.5, **more: Any) -> torch.nn.Module:
-    """A model that says what it was given."""
-    assert tag == "[not json"
-    assert scale is None
-    assert more == {"word": "null", "quoted": '"', "empty": {}, "nested": {"deep": None}, "odd": {"a.b": [1, None]}}
-    return mlp(sizes)
-
-
-def test_options_of_every_kind_reach_the_clients(tmp_path: Path):
-    """None above all, for which Flower has no type."""
-    options = {"sizes": [64, 10, 10], "tag": "[not json", "scale": None, "word": "null", "quoted": '"', "empty": {}}
-    options |= {"nested": {"deep": None}, "odd": {"a.b": [1, None]}}
-    settings = config(model=f"{__name__}:options_model", model_options=options, rounds=1)
-    flat = Plan().settings(settings, tmp_path).to_flower()
-    assert all(isinstance(value, bool | int | float | str) for value in flat.values())
-    assert RunSettings.from_flower(flat).config == settings
-    folder = write_app(tmp_path / "app", Plan().settings(settings, tmp_path / "run"))
-    project = tomllib.loads((folder / "pyproject.toml").read_text())
-    assert RunSettings.from_flower(flattened(project["tool"]["flwr"]["app"]["config"])).config == settings
-    federate(settings, tmp_path / "local")
-    assert rounds(tmp_path / "local")[0].values["replies"] == 3
-    with pytest.raises(ConfigError, match="run config: rule is '\\[x', which is no JSON"):
-        RunSettings.from_flower({**flat, "federated.rule": "[x"})
-
-
-def test_an_app_folder_is_what_flower_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    settings = Plan(nodes=2).settings(config(rule={"name": "gamf", "sigma": 2.0}), tmp_path / "run")
-    folder = write_app(tmp_path / "app", settings)
-    write_app(folder, settings)
-    project = tomllib.loads((folder / "pyproject.toml").read_text())
-    flat = flattened(project["tool"]["flwr"]["app"]["config"])
-    assert RunSettings.from_flower(flat) == settings
-    monkeypatch.syspath_prepend(str(folder))
-    import federation  # pyright: ignore[reportMissingImports]
-
-    assert isinstance(federation.server_app, ServerApp)
-    assert isinstance(federation.client_app, ClientApp)
-    done = subprocess.run(
-        [Path(sys.executable).parent / "flwr", "build", "--app", folder],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={"FLWR_HOME": str(tmp_path / "home"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"},
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert list(tmp_path.glob("*.fab"))
-    (folder / "mine.py").touch()
-    with pytest.raises(FederatedError, match=r"holds 'mine\.py'"):
-        write_app(folder, settings)
-
-
-def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"engine": "cloud"}, "unknown engine 'cloud'; give local, ray, superlink"),
-        ({"port": 9000}, "the engine local has no port; give --engine superlink"),
-        ({"engine": "ray", "join": "a:1"}, "the engine ray has no join"),
-        ({"engine": "superlink", "join": "a:1", "port": 9000}, "leave --port and --keys out"),
-        ({"nodes": 0}, "nodes is 0; give 1 or more"),
-        ({"timeout": 0.0}, "timeout is 0 seconds; give more than 0"),
-        ({"patience": -1.0}, "patience is -1 seconds; give 0 or more"),
-    ],
-    ids=["engine", "port", "join", "both", "nodes", "timeout", "patience"],
-)
-def test_plans_that_mean_nothing_are_refused(options: dict[str, Any], message: str):
-    with pytest.raises(UsageError, match=message):
-        Plan(**options)
-
-
 def test_a_port_in_use_ends_the_run_before_it_begins(tmp_path: Path):
     import socket
 
@@ -315,6 +213,11 @@ def test_a_port_in_use_ends_the_run_before_it_begins(tmp_path: Path):
         port = taken.getsockname()[1]
         with pytest.raises(FederatedError, match=f"port {port} .* cannot be used"):
             federate(config(), tmp_path, Plan(engine="superlink", port=port))
+
+
+def test_an_authority_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(UsageError, match=f"there is no {tmp_path / 'ca.crt'}"):
+        federate(config(), tmp_path / "run", Plan(engine="superlink", join="127.0.0.1:1", certificates=tmp_path))
 
 
 def test_an_old_flower_is_told_apart_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ from typing import final
 from torch import Tensor
 
 from weldnet.checkpoints import WIDTHS, load, read_metadata, save
-from weldnet.errors import FederatedError, WeldnetError
+from weldnet.errors import FederatedError, UsageError, WeldnetError
 from weldnet.evaluation import evaluate
 from weldnet.federated._clients import ClientStore
 from weldnet.federated._config import FederatedConfig
@@ -167,6 +167,9 @@ class Server:
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
+        if parts["global"].keys() != self.state.keys():
+            names = sorted(parts["global"].keys() ^ self.state.keys())
+            raise FederatedError(f"{path} is of another model ({names[0]!r}); give that model, or another folder")
         # Files sort their tensors; the order of sums, and with it their rounding, shall be the model's.
         self.round, self.state = int(metadata["round"]), {name: parts["global"][name] for name in self.state}
         self._course.restore(parts["course"], self.state)
@@ -196,8 +199,11 @@ def simulate(
         FederatedError: the folder holds another run, or one that was not asked to be resumed; or every round was
             skipped.
         ConfigError, DataError: model or data that cannot be had.
+        UsageError: the federation is of another config.
     """
     federation = federation or Federation(config)
+    if federation.config != config:
+        raise UsageError("the federation is of another config; give one that was made of this config, or none")
     federation.require_parts()
     server = Server(federation, out, resume=resume)
     store = ClientStore(Path(out) / CLIENTS, server.run)

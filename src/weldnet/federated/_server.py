@@ -36,15 +36,15 @@ class Step:
 
     @property
     def changes(self) -> dict[str, Tensor]:
-        """The mean change of each learned tensor, in float64."""
+        """The mean change of each learned tensor, in float64 (or complex128)."""
         return {
-            name: self.mean[name].double() - self.reference[name].double() for name in self.mean if name in self.learned
+            name: _wide(self.mean[name]) - _wide(self.reference[name]) for name in self.mean if name in self.learned
         }
 
     def moved(self, by: Mapping[str, Tensor]) -> State:
         """Return the mean with its learned tensors put where the reference is moved to."""
         return {
-            name: (self.reference[name].double() + by[name]).to(tensor.dtype) if name in by else tensor
+            name: (_wide(self.reference[name]) + by[name]).to(tensor.dtype) if name in by else tensor
             for name, tensor in self.mean.items()
         }
 
@@ -142,8 +142,8 @@ class FedAdam:
         by: State = {}
         for name, change in step.changes.items():
             first = self.beta1 * _known(state, f"first/{name}", change) + (1 - self.beta1) * change
-            second = _known(state, f"second/{name}", change, self.tau**2)
-            second = self.beta2 * second + (1 - self.beta2) * change.square()
+            second = _known(state, f"second/{name}", change.abs(), self.tau**2)
+            second = self.beta2 * second + (1 - self.beta2) * change.abs().square()
             new[f"first/{name}"], new[f"second/{name}"] = first, second
             by[name] = self.lr * first / (second.sqrt() + self.tau)
         return step.moved(by), new, {}
@@ -174,7 +174,7 @@ class FedExP:
     def __call__(self, step: Step, state: Mapping[str, Tensor], /) -> tuple[State, State, dict[str, float]]:
         """See :class:`ServerOptimiser`."""
         changes = step.changes
-        square = sum(float(change.square().sum()) for change in changes.values())
+        square = sum(float(change.abs().square().sum()) for change in changes.values())
         size = max(1.0, step.spread / (2 * (square + self.epsilon)))
         return step.moved({name: size * change for name, change in changes.items()}), {}, {"server_step": size}
 
@@ -218,6 +218,10 @@ def build(kinds: Mapping[str, type[Any]], what: str, given: str | Mapping[str, A
 
 def _known(state: Mapping[str, Tensor], key: str, like: Tensor, start: float = 0.0) -> Tensor:
     return state[key].to(like) if key in state else torch.full_like(like, start)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float64))
 
 
 def _require(optimiser: ServerOptimiser, **fine: bool) -> None:

@@ -20,6 +20,8 @@ from weldnet.structure import Structure
 
 __all__ = ["ClientUpdate", "Dropped", "Screen", "Sound"]
 
+_UNREADABLE = (WeldnetError, OSError, LookupError, AttributeError, TypeError, RuntimeError, ValueError)
+
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,7 +103,7 @@ class Screen:
         for update in self._updates:
             try:
                 sound, reason = self._read(update), ""
-            except (WeldnetError, OSError, KeyError, RuntimeError, ValueError) as error:
+            except _UNREADABLE as error:
                 sound, reason = None, _one_line(error)
             if sound is None:
                 self.drop(update.client, reason)
@@ -117,7 +119,7 @@ class Screen:
         kept: list[ClientUpdate] = []
         for client, count in sorted(counts.items()):
             own = [update for update in updates if update.client == client]
-            if count > 1 and len({(u.examples, tensors_sha256(dict(u.state))) for u in own}) > 1:
+            if count > 1 and not _all_equal(own):
                 self.drop(client, f"{count} different updates with this name; names must be unique")
                 continue
             if count > 1:
@@ -136,6 +138,14 @@ class Screen:
         structure = self._blueprint.structure_of(state, self._reference, any_width=self._any_width)
         validate_finite(state, update.client)
         return Sound(update, state, structure)
+
+
+def _all_equal(updates: Sequence[ClientUpdate]) -> bool:
+    """Whether updates are the same one; those that cannot be read are not."""
+    try:
+        return len({(update.examples, tensors_sha256(dict(update.state))) for update in updates}) == 1
+    except _UNREADABLE:
+        return False
 
 
 def _check_classes(update: ClientUpdate) -> None:

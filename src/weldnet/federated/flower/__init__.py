@@ -15,11 +15,12 @@ except ImportError as error:
 from weldnet.federated.flower._client import client_app
 from weldnet.federated.flower._deployment import Certificates, Deployment
 from weldnet.federated.flower._engines import ENGINES, Plan, federate
+from weldnet.federated.flower._flower_round import FlowerRound
 from weldnet.federated.flower._folder import write_app
 from weldnet.federated.flower._grid import LocalGrid
 from weldnet.federated.flower._serve import describe, run_rounds, server_app
 from weldnet.federated.flower._settings import RunSettings
-from weldnet.federated.flower._strategy import FlowerRound, FusionStrategy
+from weldnet.federated.flower._strategy import FusionStrategy
 from weldnet.federated.flower._wire import to_record, to_state
 
 __all__ = [

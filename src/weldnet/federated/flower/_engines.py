@@ -183,6 +183,8 @@ def _join(settings: RunSettings, plan: Plan, address: str, on_round: OnRound, te
     folder = settings.folder / FOLDER
     shutil.rmtree(folder / "app", ignore_errors=True)
     authority = plan.certificates / "ca.crt" if plan.certificates else None
+    if authority is not None and not authority.is_file():
+        raise UsageError(f"there is no {authority}; give the folder that holds the authority's certificate")
     flwr = Flwr(folder / "home", "joined", link_config(address, authority))
     app = write_app(folder / "app", settings)
     _follow(flwr, app, settings, None, lambda: None, on_round, tell)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -21,60 +20,21 @@ from weldnet.activations import Inputs
 from weldnet.checkpoints import load, read_metadata, save
 from weldnet.errors import FederatedError, UsageError
 from weldnet.federated import (
-    Aggregated,
     Blueprint,
-    Dropped,
     Rule,
     ServerOptimiser,
     aggregate,
     make_optimiser,
     make_rule,
 )
+from weldnet.federated.flower._flower_round import FlowerRound
 from weldnet.federated.flower._messenger import Messenger
 from weldnet.federated.flower._wire import to_record, to_state
 
-__all__ = ["FlowerRound", "FusionStrategy", "refuse_masked"]
+__all__ = ["FusionStrategy", "refuse_masked"]
 
 _LOG = logging.getLogger("weldnet.federated")
 _CONTENT = "weldnet-flower-strategy"
-
-
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FlowerRound:
-    """What became of one round.
-
-    Args:
-        number: the round, from 1, counted over resumed runs.
-        aggregated: the next global model, and how it was made.
-        missing: who was asked and did not answer in time.
-        failed: who answered with an error, and what it said.
-        values: what the clients in the model measured, by client.
-        examples: how many samples they have, by client.
-        seconds: from sending the model to having the next one.
-    """
-
-    number: int
-    aggregated: Aggregated
-    missing: tuple[str, ...]
-    failed: tuple[Dropped, ...]
-    values: Mapping[str, Mapping[str, float]]
-    examples: Mapping[str, int]
-    seconds: float
-
-    def __str__(self) -> str:
-        found = self.aggregated
-        parts = [f"round {self.number}: {len(found.clients)} clients"]
-        if found.skipped:
-            parts = [f"round {self.number}: skipped, the model stays ({found.skipped})"]
-        if "moved" in found.stats:
-            parts.append(f"{found.stats['moved']:.2%} of the units moved")
-        if "objective" in found.stats:
-            parts.append(f"objective {found.stats['objective']:.6g}")
-        if self.missing:
-            parts.append(f"no answer from {', '.join(self.missing)}")
-        parts += [f"dropped {entry}" for entry in (*self.failed, *found.dropped)]
-        return "; ".join([*parts, f"{self.seconds:.1f} s"])
 
 
 class FusionStrategy(FlowerFedAvg):
@@ -237,7 +197,7 @@ class FusionStrategy(FlowerFedAvg):
             self._save(self._checkpoint)
         _LOG.info("%s", done)
         self._on_round(done)
-        return to_record(aggregated.state), MetricRecord(_numbers(done))
+        return to_record(aggregated.state), MetricRecord(done.numbers)
 
     def _choose(self, nodes: list[int], number: int, grid: Grid) -> list[int]:
         """Choose who takes part, by name, so that the choice does not hang on the numbers that nodes happen to have."""
@@ -252,19 +212,32 @@ class FusionStrategy(FlowerFedAvg):
     def _save(self, path: Path) -> None:
         tensors = {f"global/{name}": tensor for name, tensor in self._reference.items()}
         tensors |= {f"optimiser/{name}": tensor for name, tensor in self._optimiser_state.items()}
-        save(tensors, path, metadata={"content": _CONTENT, "rule": self.rule.name, "round": str(self.done)})
+        save(tensors, path, metadata={**self._identity, "round": str(self.done)})
+
+    @property
+    def _identity(self) -> dict[str, str]:
+        return {"content": _CONTENT, "rule": self.rule.name, "optimiser": self.optimiser.name}
 
     def _restore(self, path: Path) -> None:
         metadata = read_metadata(path)
-        if metadata.get("content") != _CONTENT or metadata["rule"] != self.rule.name:
+        if {key: metadata.get(key) for key in self._identity} != self._identity:
             raise FederatedError(
-                f"{path} is no state of a strategy with the rule {self.rule.name}; give that rule, or delete it"
+                f"{path} is no state of a strategy with the rule {self.rule.name} and the optimiser "
+                f"{self.optimiser.name}; give its own, or delete it"
             )
         for key, tensor in load(path).items():
             part, _, name = key.partition("/")
             (self._reference if part == "global" else self._optimiser_state)[name] = tensor
+        model = self.blueprint.model.state_dict()
+        other = sorted(
+            name
+            for name in model.keys() | self._reference.keys()
+            if name not in model or name not in self._reference or model[name].shape != self._reference[name].shape
+        )
+        if other:
+            raise FederatedError(f"{path} is of another model ({other[0]!r} differs); give that model, or delete it")
         # Files sort their tensors; the order of sums, and with it their rounding, shall be the model's.
-        self._reference = {name: self._reference[name] for name in self.blueprint.model.state_dict()}
+        self._reference = {name: self._reference[name] for name in model}
         self.done = int(metadata["round"])
 
 
@@ -294,9 +267,3 @@ def refuse_masked(rule: Rule, optimiser: ServerOptimiser, *, always: bool = Fals
             f"replies are parts of Flower's SecAgg protocol, of which {rule.name} here cannot form the sum: let "
             "Flower's SecAggPlusWorkflow form it, or take its mod off the clients"
         )
-
-
-def _numbers(done: FlowerRound) -> dict[str, Any]:
-    stats = {f"aggregation-{name}": float(value) for name, value in done.aggregated.stats.items()}
-    counts = {"clients": len(done.aggregated.clients), "missing": len(done.missing)}
-    return {**stats, **counts, "dropped": len(done.failed) + len(done.aggregated.dropped), "seconds": done.seconds}
