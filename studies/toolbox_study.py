@@ -3,8 +3,10 @@
 Trained networks come from ``studies/train_networks.py``. For every set and every group of 2, 4 or 8 networks,
 ``weldnet.compare`` aligns once with each method and repairs in every way, from 512 unlabelled training images (evenly
 spaced over the whole training set, so that with split data they come from all parents' parts). Scores are test
-accuracy: on all test images of MNIST, on 5,000 evenly spaced ones of CIFAR-10. Appends one JSON line for each
-combination and skips what is there.
+accuracy: on all test images of MNIST, on 5,000 evenly spaced ones of CIFAR-10. All methods are tried on pairs without
+BatchNorm; groups of four and eight, and networks with BatchNorm, get the seven of ``FEW``, and with BatchNorm only two
+methods the repair ``synthetic``, whose inputs take a minute to make. Appends one JSON line for each combination and
+skips what is there.
 
     python studies/toolbox_study.py --out docs/results/toolbox.jsonl
     python studies/toolbox_study.py --out docs/results/toolbox.jsonl --table docs/results/toolbox.md
@@ -15,29 +17,49 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from records import provenance
 from torch import nn
 
 import weldnet
 from weldnet import checkpoints, data, models
-from weldnet.alignment import METHODS
+from weldnet.alignment import METHODS, AlignmentMethod, make_method
+from weldnet.fusion import Comparison
 
 _log = logging.getLogger("toolbox")
 
 REPAIRS = ("none", "weights", "synthetic", "data", "refit")
-SLOW = {"straight_through"}
-"""Methods that train: only for pairs."""
+ALL = ("identity", *(name for name in METHODS if name != "identity"), "gamf activations=1.0")
+FEW = (
+    "identity",
+    "weight_matching",
+    "merge_many",
+    "optimal_transport",
+    "activation_matching",
+    "gamf",
+    "gamf activations=1.0",
+)
+
+
+def plan(family: Family, size: int) -> list[tuple[Sequence[str], Sequence[str]]]:
+    """Which methods get which repairs."""
+    if family.batch_norm:
+        return [(FEW, ("none", "weights", "data", "refit")), (("identity", "gamf"), ("synthetic",))]
+    return [(ALL if size == 2 else FEW, REPAIRS)]
+
+
+def make(label: str) -> AlignmentMethod:
+    """Return the method that a label of the table stands for."""
+    name, *options = label.split()
+    return make_method(name, **{key: float(value) for key, value in (option.split("=") for option in options)})
 
 
 @dataclass(frozen=True)
@@ -49,6 +71,7 @@ class Family:
     model: str
     options: dict[str, Any]
     test: int | None = 5000
+    batch_norm: bool = False
 
     def build(self) -> nn.Module:
         return models.build(self.model, **self.options)
@@ -57,24 +80,24 @@ class Family:
 FAMILIES = (
     Family("mnist-mlp", "mnist", "mlp", {}, None),
     Family("cifar10-vgg11q", "cifar10", "vgg11", {"width": 0.25, "batch_norm": False, "bias": False}),
-    Family("cifar10-vgg11bnh", "cifar10", "vgg11", {"width": 0.5, "batch_norm": True}),
-    Family("cifar10-resnet20", "cifar10", "resnet20", {}),
+    Family("cifar10-vgg11bnh", "cifar10", "vgg11", {"width": 0.5, "batch_norm": True}, batch_norm=True),
+    Family("cifar10-resnet20", "cifar10", "resnet20", {}, batch_norm=True),
 )
 SIZES = (2, 4, 8)
 
 
-def groups(nets: Path, family: Family) -> Iterator[tuple[str, tuple[Path, ...]]]:
-    """Yield the kind of split and the files of every group: up to five disjoint ones of each size."""
+def groups(nets: Path, family: Family, most: int) -> Iterator[tuple[str, tuple[Path, ...]]]:
+    """Yield the kind of split and the files of every group: disjoint ones, at most so many of each size."""
     for size in SIZES:
         for scheme in ("iid", "dirichlet", "skew"):
             folder = nets / (family.name if scheme == "iid" else f"{family.name}-{scheme}{size}")
             files = sorted(folder.glob("seed*.safetensors"), key=lambda file: int(file.stem[4:]))
             whole = [tuple(files[i : i + size]) for i in range(0, len(files) - size + 1, size)]
-            for group in whole[:5]:
+            for group in whole[:most]:
                 yield scheme, group
 
 
-def run(nets: Path, out: Path, families: list[str], repairs: list[str]) -> None:
+def run(nets: Path, out: Path, families: list[str], sizes: list[int], most: int) -> None:
     """Compare on every group that is not in the records yet."""
     lines = out.read_text().splitlines() if out.exists() else []
     done = {(r["family"], r["scheme"], r["networks"], r["method"], r["repair"]) for r in map(json.loads, lines)}
@@ -83,38 +106,47 @@ def run(nets: Path, out: Path, families: list[str], repairs: list[str]) -> None:
             continue
         test = data.load(family.dataset, split="test", limit=family.test)
         unlabelled = data.load(family.dataset, split="train", limit=512).images
-        for scheme, files in groups(nets, family):
-            names = ",".join(file.stem for file in files)
-            methods = [m for m in METHODS if len(files) == 2 or m not in SLOW]
-            methods = [m for m in methods if any((family.name, scheme, names, m, r) not in done for r in repairs)]
-            if not methods:
+        for scheme, files in groups(nets, family, most):
+            if len(files) not in sizes:
                 continue
-            _log.info("%s %s %s: %s", family.name, scheme, names, ", ".join(methods))
-            networks = {file.stem: _load(family, file) for file in files}
-            start = time.process_time()
-            found = weldnet.compare(
-                networks,
-                test.images[:1],
-                methods=methods,
-                repairs=repairs,
-                evaluate_on=test,
-                data=unlabelled,
-                points=0,
-                progress=False,
-            )
-            _log.info("%.0f CPU s", time.process_time() - start)
-            shared = {"family": family.name, "scheme": scheme, "size": len(files), "networks": names, **_where()}
-            _append(out, shared, found, done)
+            names = ",".join(file.stem for file in files)
+            for methods, repairs in plan(family, len(files)):
+                missing = [m for m in methods if any((family.name, scheme, names, m, r) not in done for r in repairs)]
+                if not missing:
+                    continue
+                _log.info("%s %s %s: %s", family.name, scheme, names, ", ".join(missing))
+                start = time.process_time()
+                found = weldnet.compare(
+                    {file.stem: _load(family, file) for file in files},
+                    test.images[:1],
+                    methods=[make(method) for method in missing],
+                    repairs=repairs,
+                    evaluate_on=test,
+                    data=unlabelled,
+                    points=0,
+                    progress=False,
+                )
+                _log.info("%.0f CPU s", time.process_time() - start)
+                shared = {
+                    "family": family.name,
+                    "scheme": scheme,
+                    "size": len(files),
+                    "networks": names,
+                    **provenance(),
+                }
+                _append(out, shared, found, done, missing)
 
 
-def _append(out: Path, shared: dict[str, Any], found: Any, done: set[tuple[str, ...]]) -> None:
+def _append(
+    out: Path, shared: dict[str, Any], found: Comparison, done: set[tuple[str, ...]], methods: Sequence[str]
+) -> None:
     report = found.to_dict()
     references = report["references"]
     parents = [r["scores"]["accuracy"] for r in references if r["role"] == "parent"]
     ensemble = next(r["scores"]["accuracy"] for r in references if r["role"] == "ensemble")
     with out.open("a") as file:
-        for row in report["rows"]:
-            row["method"] = row["method"].split()[0]
+        for number, row in enumerate(report["rows"]):
+            row["method"] = methods[number * len(methods) // len(report["rows"])]
             if (shared["family"], shared["scheme"], shared["networks"], row["method"], row["repair"]) in done:
                 continue
             file.write(json.dumps({**shared, "parents": parents, "ensemble": ensemble, **row}, default=str) + "\n")
@@ -124,18 +156,6 @@ def _load(family: Family, file: Path) -> nn.Module:
     model = family.build().eval()
     checkpoints.load_into(model, checkpoints.load(file), file.stem)
     return model
-
-
-def _where() -> dict[str, Any]:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    return {
-        "commit": commit.stdout.strip(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": machine,
-    }
 
 
 def table(out: Path, target: Path) -> None:
@@ -153,8 +173,9 @@ def table(out: Path, target: Path) -> None:
         "",
         "Measured by us: `python studies/toolbox_study.py` (its docstring says how; the networks are those of",
         "`studies/train_networks.py`). Test accuracy in %, mean (deviation) over groups of networks; one-shot,",
-        "nothing is fine-tuned. Repairs `data` and `refit`, and `activation_matching`, see 512 unlabelled training",
-        "images; the others see none. Seconds: wall time to align, transport and average, on a busy machine.",
+        "nothing is fine-tuned. `data` and `refit`, `activation_matching`, `straight_through`, `sinkhorn_rebasin` and",
+        "`gamf activations=1.0` see 512 unlabelled training images, the others none. Seconds: clock time to align,",
+        "transport and average, on a busy machine.",
         f"CIFAR-10 is a JPEG copy, scored on 5,000 test images. Records: `{out.name}`; commits {commits},",
         f"PyTorch {records[0]['torch']}, {records[0]['machine']}.",
     ]
@@ -172,7 +193,7 @@ def table(out: Path, target: Path) -> None:
             "|---|" + "---|" * (len(REPAIRS) + 1),
         ]
         best = max((_mean(rows) for rows in by_cell.values()), default=0.0)
-        for method in METHODS:
+        for method in ALL:
             rows = {repair: by_cell.get((method, repair), []) for repair in REPAIRS}
             if not any(rows.values()):
                 continue
@@ -221,7 +242,8 @@ def main() -> None:
     parser.add_argument("--nets", type=Path, default=Path("runs/nets"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path)
-    parser.add_argument("--repairs", nargs="+", default=REPAIRS)
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    parser.add_argument("--most", type=int, default=5, help="groups of each size and split; default 5")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -230,7 +252,7 @@ def main() -> None:
         table(args.out, args.table)
     else:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        run(args.nets, args.out, args.families, args.repairs)
+        run(args.nets, args.out, args.families, args.sizes, args.most)
 
 
 if __name__ == "__main__":
