@@ -46,6 +46,12 @@ CIFAR: dict[str, Any] = {
     "local": {"epochs": 12, "batch_size": 64, "lr": 0.002, "optimizer": "adam", "schedule": "onecycle"},
 }
 
+APART: tuple[dict[str, Any], ...] = (
+    {"partition": {"scheme": "shards", "shards": 2}},
+    {"clients": 10, "participation": 0.5},
+)
+"""Where clients have few labels each, and where half of them are asked in a round."""
+
 
 def settings(part: str) -> Iterator[dict[str, Any]]:
     """Yield the runs of a part, without their seeds."""
@@ -62,8 +68,14 @@ def settings(part: str) -> Iterator[dict[str, Any]]:
     elif part == "layers":
         for rule in ("fedma-layers", {"name": "fedma", "layers": True, "growth": True, "sigma": 0.3, "gamma": 1.0}):
             yield {**MNIST, "initialisation": "own", "rule": rule, "rounds": 4}
+    elif part == "apart":
+        for change in APART:
+            for rule in ("fedavg", "weight_matching", "gamf", "fedma"):
+                yield {**MNIST, "initialisation": "own", "rule": rule, "rounds": 4, **change}
+        widths = [{}, {"sizes": [784, 32, 16, 10]}, {"sizes": [784, 72, 36, 10]}]
+        yield {**MNIST, "initialisation": "own", "rule": "optimal_transport", "rounds": 4, "own_model_options": widths}
     else:
-        raise SystemExit(f"unknown part {part!r}; give mnist, cifar or layers")
+        raise SystemExit(f"unknown part {part!r}; give mnist, cifar, layers or apart")
 
 
 class Shared(Federation):
@@ -133,13 +145,14 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
 
 
-def _rounds_table(records: Records, initialisation: str, numbers: Sequence[int]) -> list[str]:
-    base = {"dataset": "mnist", "initialisation": initialisation, "server_optimiser": "none", "repair": "none"}
+def _rounds_table(records: Records, numbers: Sequence[int], **changes: Any) -> list[str]:
+    base: dict[str, Any] = {"dataset": "mnist", "server_optimiser": "none", "repair": "none", "architecture": "mlp"}
+    base |= {"partition": "dirichlet 0.5", "clients": 5, "participation": 1.0, **changes}
     plain = {n: _accuracies(records, n, rule="fedavg", algorithm="plain", **base) for n in numbers}
     rows: list[list[str]] = []
     known = [r.cell for r in records.of("round", round=numbers[0], **base)]
     for rule, algorithm in dict.fromkeys((str(c["rule"]), str(c["algorithm"])) for c in known):
-        seeds = len(_accuracies(records, numbers[-1], rule=rule, algorithm=algorithm, **base))
+        seeds = len(_accuracies(records, numbers[0], rule=rule, algorithm=algorithm, **base))
         row = [rule if algorithm == "plain" else f"{rule} + {algorithm}", str(seeds)]
         for n in numbers:
             found = _accuracies(records, n, rule=rule, algorithm=algorithm, **base)
@@ -188,7 +201,8 @@ def _lines(records: Records) -> Iterator[str]:
             yield ""
             yield f"### {initialisation.capitalize()} initialisation"
             yield ""
-            yield from _rounds_table(records, initialisation, numbers)
+            yield from _rounds_table(records, numbers, initialisation=initialisation)
+        yield from _apart(records)
     cifar = [r.extra["config"] for r in runs if r.cell["dataset"] == "cifar10"]
     if cifar:
         c = cifar[0]
@@ -203,6 +217,18 @@ def _lines(records: Records) -> Iterator[str]:
         yield from _one_shot(records)
     yield ""
     yield from FINDINGS
+
+
+def _apart(records: Records) -> Iterator[str]:
+    """Yield the tables of clients that differ in more than their initialisation."""
+    tables = (
+        ("Own initialisation, two shards of the sorted labels each", {"partition": "shards 2"}),
+        ("Own initialisation, 10 clients, half of them in a round", {"clients": 10, "participation": 0.5}),
+        ("Own initialisation, widths 48-24, 32-16 and 72-36 by turns", {"architecture": "mlp of several widths"}),
+    )
+    for title, changes in tables:
+        yield from ("", f"### {title}", "")
+        yield from _rounds_table(records, (1, 4), initialisation="own", **changes)
 
 
 FINDINGS = (

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import federations
 from weldnet.alignment import MatchedAveraging, Problem
 from weldnet.alignment.matched_averaging import match_space
 from weldnet.checkpoints import load_model
@@ -208,16 +209,8 @@ def test_blocks_are_refused() -> None:
 
 
 def config(**changes: Any) -> FederatedConfig:
-    base = {
-        "dataset": "digits",
-        "train_limit": 300,
-        "model_options": {"sizes": [64, 12, 8, 10]},
-        "clients": 3,
-        "rule": "fedma-layers",
-        "initialisation": "own",
-        "local": {"epochs": 1, "batch_size": 16, "lr": 0.1},
-    }
-    return FederatedConfig.make({**base, **changes})
+    own = {"model_options": {"sizes": [64, 12, 8, 10]}, "rule": "fedma-layers", "initialisation": "own"}
+    return federations.config(**{**own, **changes})
 
 
 @pytest.mark.parametrize(

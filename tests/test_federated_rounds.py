@@ -126,7 +126,9 @@ def test_clients_may_begin_with_other_widths_of_their_own(more: dict[str, Any], 
     assert [len(state["layers.0.bias"]) for state in first] == ([10] * 3 if "align_at" in more else [10, 6, 15])
     server = simulate(config(**changes), tmp_path)
     assert server.state["layers.0.weight"].shape == (10, 64)
-    assert all(record.values["replies"] == 3 for record in read(tmp_path).of("round"))
+    found = read(tmp_path).of("round")
+    assert all(record.values["replies"] == 3 for record in found)
+    assert found[0].cell["architecture"] == "mlp of several widths"
 
 
 def test_clients_that_align_send_the_same_network_in_another_order() -> None:

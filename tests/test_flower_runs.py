@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("flwr")
 
@@ -20,7 +21,17 @@ from federations import config, rounds, same, written
 from weldnet.checkpoints import read_metadata
 from weldnet.cli import main
 from weldnet.errors import DataError, FederatedError, TrainingError, UsageError
-from weldnet.federated import CHECKPOINT, CLIENTS, MODEL, ClientStore, Federation, Order, Worked, simulate
+from weldnet.federated import (
+    CHECKPOINT,
+    CLIENTS,
+    MODEL,
+    ClientStore,
+    FederatedConfig,
+    Federation,
+    Order,
+    Worked,
+    simulate,
+)
 from weldnet.federated.flower import LocalGrid, Plan, client_app, federate, run_rounds
 from weldnet.federated.flower._memory import ClientMemory
 from weldnet.records import Record
@@ -245,6 +256,15 @@ def test_the_command_runs_a_config(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "holds a run already" in capsys.readouterr().err
     assert main(["federate", str(path), "-o", str(out), "--resume"]) == 0
     assert "test accuracy" in capsys.readouterr().out
+
+
+def test_the_command_prints_all_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "job.yaml"
+    path.write_text("dataset: digits\nrule: gamf-joint\n")
+    assert main(["federate", str(path), "--print-config"]) == 0
+    found = FederatedConfig.make(yaml.safe_load(capsys.readouterr().out))
+    assert found == FederatedConfig.read(path)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_command_writes_an_app(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -49,6 +49,9 @@ def federate(
     write_app: Annotated[
         Path | None, typer.Option("--write-app", metavar="DIR", help="Only write a Flower app, for flwr run DIR.")
     ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all settings of CONFIG as YAML and stop.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Train a model on clients that keep their data; the server fuses their networks, round by round.
@@ -61,6 +64,9 @@ def federate(
     from weldnet.federated.flower import write_app as write
 
     settings = FederatedConfig.read(config)
+    if print_config:
+        emit(settings.to_yaml())
+        return
     out = output or Path("runs") / config.stem
     plan = Plan(
         engine=engine,  # pyright: ignore[reportArgumentType]  (the plan says what it knows)

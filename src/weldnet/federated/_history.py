@@ -129,7 +129,7 @@ def _cell(config: FederatedConfig) -> dict[str, Any]:
     return {
         "dataset": config.dataset,
         "partition": config.partition.label,
-        "architecture": config.model,
+        "architecture": config.model + (" of several widths" if config.own_model_options else ""),
         "clients": config.clients,
         "rule": config.make_rule().name,
         "algorithm": config.make_algorithm().name,
