@@ -75,6 +75,15 @@ def test_means_and_sample_deviations_are_right():
     assert (cell.text, cell.spread) == ("83.00", "3.61")
 
 
+def test_fine_tuned_networks_stand_beside_the_same_parents():
+    tuned = Record(kind="result", cell={**PLACE, "method": "gamf", "stage": "fine-tuned"}, values={"accuracy": 0.9})
+    four = Record(kind="result", cell={**dict(tuned.cell), "networks": 4}, values={"accuracy": 0.7})
+    page = made_of(result("best parent", accuracy=0.8), result("naive", accuracy=0.2), tuned, four)
+    rows = [[cell.text for cell in row.cells[2:]] for row in table(page, "glance").rows]
+    assert ["90.00", "80.00", "", ""] in rows  # the naive average was not fine-tuned
+    assert ["70.00", "", "", ""] in rows  # other parents
+
+
 def test_a_single_number_has_no_deviation():
     cell = row(table(made_of(result("gamf", accuracy=0.5)), "measurements"), "GAMF")[-1]
     assert (cell.text, cell.spread) == ("50.00", "")

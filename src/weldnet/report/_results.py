@@ -72,7 +72,8 @@ def _glance_table(found: dict[Key, list[Summary]], shown: Metric) -> Table | Non
             Cell(text=label(best.row), key=best.method),
             value_cell(best, shown),
         ]
-        cells += [value_cell(found, shown) if found else Cell() for _, found in _references(group, shown)]
+        beside = [*group, *_same_parents(group, found)]
+        cells += [value_cell(other, shown) if other else Cell() for _, other in _references(beside, shown)]
         rows.append(Row(cells=tuple(cells)))
     if not rows:
         return None
@@ -85,6 +86,15 @@ def _glance_table(found: dict[Key, list[Summary]], shown: Metric) -> Table | Non
         rows=tuple(rows),
         words=2,
     )
+
+
+def _same_parents(group: Sequence[Summary], found: dict[Key, list[Summary]]) -> list[Summary]:
+    """Return the parents and their ensemble, which no size and no fine-tuning changes, where a group has none."""
+    if any(summary.reference for summary in group):
+        return []
+    networks = {(summary.setting, summary.part(("networks",))) for summary in group}
+    everything = (summary for others in found.values() for summary in others if summary.reference)
+    return [summary for summary in everything if (summary.setting, summary.part(("networks",))) in networks]
 
 
 def _first_setting(found: dict[Key, list[Summary]]) -> Key:
