@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 ZOO := torchvision==0.28.0 timm==1.0.31
 PEERS := rebasin==0.0.47 torch-pruning==1.6.1 torchview==0.2.7 graphviz==0.21
 
-.PHONY: demo test test-federated lint types layers unit study study-structure study-routes study-peers study-transformers study-laws bench bench-full-size format clean
+.PHONY: demo test test-federated lint types layers unit study study-structure study-routes study-peers study-transformers study-laws bench bench-peers bench-full-size format clean
 
 demo: $(VENV)/.demo        ## install, then the main job on embedded data
 	$(BIN)/weldnet demo -o demo
@@ -77,6 +77,10 @@ study-laws: $(VENV)/.dev   ## minutes: every method and repair against every law
 
 bench: $(VENV)/.dev        ## minutes: speed and memory, as ratios within one run
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+bench-peers: $(VENV)/.dev  ## minutes: speed beside rebasin, a whole affinity matrix and lapx, writes docs/results/peers.md
+	$(BIN)/python -m pip install --quiet --no-deps $(PEERS) lapx==0.11.1
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers.py --out docs/results/peers.jsonl
 
 bench-full-size: $(VENV)/.dev  ## ten minutes: time and memory of every method, writes docs/results/full-size.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/full_size.py --out docs/results/full-size.jsonl

@@ -10,13 +10,14 @@ python benchmarks/make_transformer.py /big/small --layers 4 --hidden 512 --inter
 from __future__ import annotations
 
 import argparse
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 import weldnet
 from weldnet.alignment import Alignment
@@ -24,9 +25,16 @@ from weldnet.assignment import Permutation
 from weldnet.checkpoints import Entry, parse_size, plan_shards, shard_names, write_index, write_shard
 from weldnet.structure import build_weightless, random_renumbering, renumber
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "studies"))
+
+from zoo import declare_torchvision
+
 
 def main() -> None:
     args = _arguments()
+    declare_torchvision()  # transformers imports it, and its compiled operators may not fit torch's CPU wheels
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
     config = LlamaConfig(
         hidden_size=args.hidden,
         intermediate_size=args.intermediate,
@@ -77,9 +85,7 @@ def _draw(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return values.mul_(0.1).add_(1) if len(shape) == 1 else values.mul_(0.02)
 
 
-def _write(
-    folder: Path, config: LlamaConfig, entries: dict[str, Entry], read: Callable[[str], Tensor], limit: int
-) -> None:
+def _write(folder: Path, config: Any, entries: dict[str, Entry], read: Callable[[str], Tensor], limit: int) -> None:
     config.save_pretrained(folder)
     shards = plan_shards(entries, limit)
     for file, names in zip(shard_names(len(shards)), shards, strict=True):

@@ -34,17 +34,23 @@ from weldnet.alignment._ascent import start
 from weldnet.assignment import Permutation, best_permutation
 from weldnet.fusion import average
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "studies"))
+
+from zoo import declare_torchvision
+
 OUT = Path("docs/results/speed.jsonl")
 IMAGE = (1, 3, 32, 32)
 
 
 def _timm(name: str) -> nn.Module:
+    declare_torchvision()  # which both libraries import, and which has no build for torch's CPU wheels
     import timm
 
     return timm.create_model(name, num_classes=10)
 
 
 def _llama() -> nn.Module:
+    declare_torchvision()
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(

@@ -64,7 +64,7 @@ def _select(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
     """Pick along one axis after the other; along the first axis and another one in pieces that stay in the cache."""
     others = [axis for axis in axes if axis != 0]
     whole = tensor.is_contiguous() and tensor.device.type == "cpu" and not tensor.requires_grad
-    if not whole or 0 not in axes or len(others) != 1 or tensor.dim() < 3:
+    if not whole or 0 not in axes or len(others) != 1:
         for axis, index in axes.items():
             tensor = tensor.index_select(axis, index)
         return tensor
