@@ -6,8 +6,9 @@
   (n^2 x n^2 for n units), on small perceptrons of growing width: the same temperatures, sweeps and projections.
 - linear assignment: SciPy, which weldnet uses, and ``lapx``.
 
-One thread; CPU seconds, median of five (of one where that takes over 5 s); each case in a process of its own. The cosine is that of all weights and biases
-of the first network with those of the second in its order: what both maximise.
+One thread; CPU seconds, median of five (of fewer where one takes over 5 s); each case in a process of its own. The
+cosine is that of all weights and biases of the first network with those of the second in its order: what both maximise.
+Cases that are in the records already are not measured again.
 
     python benchmarks/peers.py                                           # writes docs/results/peers.jsonl and .md
 """
@@ -212,9 +213,10 @@ def _cosine(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> float:
 
 HEAD = """# Beside other implementations
 
-Measured by us: `make bench-peers` (the docstring of `benchmarks/peers.py` says how), commit `{commit}`, {machine}, PyTorch {torch},
-rebasin {rebasin}, lapx {lapx}, SciPy {scipy}; one thread, CPU seconds, medians, on a machine with other work beside it:
-read the ratios. Untrained networks. Records: `peers.jsonl`.
+Measured by us: `make bench-peers` (the docstring of `benchmarks/peers.py` says how), commit `{commit}`, {machine},
+PyTorch {torch}, rebasin {rebasin}, lapx {lapx}, SciPy {scipy}; one thread, CPU seconds, medians, on a machine with
+other work beside it: read the ratios. Untrained networks. Records: `peers.jsonl`.
+
 """
 
 
@@ -254,14 +256,17 @@ def main() -> None:
     if args.case:
         print(json.dumps(CASES[args.case[0]][0](args.case[1])))
         return
-    rows: list[dict[str, Any]] = []
-    for tool, (_, cases) in CASES.items():
-        for case in cases:
-            command = [sys.executable, __file__, "--case", tool, case]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-            rows.append({"tool": tool, "case": case, **json.loads(done), **provenance("rebasin", "lapx", "scipy")})
-            print(tool, case, done, flush=True)
-    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    known = {(row["tool"], row["case"]) for row in rows}
+    for tool, case in ((tool, case) for tool, (_, cases) in CASES.items() for case in cases):
+        if (tool, case) in known:
+            continue
+        command = [sys.executable, __file__, "--case", tool, case]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+        rows.append({"tool": tool, "case": case, **json.loads(done), **provenance("rebasin", "lapx", "scipy")})
+        print(tool, case, done, flush=True)
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
     args.out.with_suffix(".md").write_text(page(rows), encoding="utf-8")
 
 
