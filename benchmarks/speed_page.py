@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from weldnet.records import Record, Records
@@ -19,11 +21,67 @@ was not measured. Peak memory is the growth of the process over the models, in M
 """
 
 
+TAIL = """
+## Kernels, at an earlier commit (c827c40)
+
+`OMP_NUM_THREADS=1 make bench` (medians of 3 rounds in one run): Gaussian affinity at sigma = 4 times the variance
+
+| 512 units x | inner product | expansion (9 terms, relative error 2e-5) | exact, blocked in place | exact, as written |
+|---|---|---|---|---|
+| 512 features | 3.2 ms | 27.7 ms | 207.6 ms (7.5 times the expansion) | 195.1 ms (7.1 times) |
+| 4608 features | 24.1 ms | 283.1 ms | 1825 ms (6.4 times) | 2014 ms (7.1 times) |
+
+The exact kernel runs at 1.5 ns an entry here, because PyTorch's vectorised `exp` is fast on this processor, and the
+expansion is bound by its matrix products. A single broadcast over all pairs (2 GB of temporaries) took 85 times as long
+as the expansion in one earlier run.
+
+Alignment of N trained networks, CPU seconds (median of 3, one thread): MNIST MLP 0.34 / 2.22 / 3.31 for N = 2 / 4 / 8
+(9.6 times from 2 to 8), quarter-width VGG11 1.05 / 2.12 / 3.41 (3.3 times). A pair needs no running sums over networks
+and converges in few sweeps, which is why the step from 2 to 4 is the steepest.
+"""
+
+GROWTH = """
+A pair of VGG11 at widths 1/4, 1/2, 1: gamf takes time as width to the power {time:.2f} (fitted), the matrix products of
+its sweeps as width to the power {floor:.2f}. Quarter-width VGG11: time(N=16) / time(N=4) is {ratio:.2f}; untrained
+networks make {few:.0f} hard sweeps at N = 4 and {many:.0f} at N = 16, which is most of it. With as many sweeps for
+every N: `docs/performance.md`.
+
+"""
+
+WIDTHS = {"vgg11 x 1/4": 1.0, "vgg11 x 1/2": 2.0, "vgg11": 4.0}
+
+
 def write(page: Path, records: Records) -> None:
     """Write the page."""
     found = {(r.cell["stage"], r.cell["architecture"], r.cell["step"]): r for r in records.of("result")}
     keys = dict.fromkeys((name, step) for _, name, step in found)
-    page.write_text(HEAD + "".join(_row(found, name, step) for name, step in keys), encoding="utf-8")
+    rows = "".join(_row(found, name, step) for name, step in keys)
+    page.write_text(HEAD + rows + _growth(found) + TAIL, encoding="utf-8")
+
+
+def _growth(found: dict[tuple[object, object, object], Record]) -> str:
+    """Say how time grows with width and with the number of networks, where that was measured."""
+    keys = [
+        *(("after", name, "gamf") for name in WIDTHS),
+        *(("after", "vgg11 x 1/4", f"gamf, N = {n}") for n in (4, 16)),
+    ]
+    if any(key not in found for key in keys):
+        return ""
+    *pairs, four, sixteen = (found[key].values for key in keys)
+    return GROWTH.format(
+        time=_exponent(list(WIDTHS.values()), [row["seconds"] or 0 for row in pairs]),
+        floor=_exponent(list(WIDTHS.values()), [row["floor"] or 0 for row in pairs]),
+        ratio=(sixteen["seconds"] or 0) / (four["seconds"] or 1),
+        few=four["sweeps"],
+        many=sixteen["sweeps"],
+    )
+
+
+def _exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Return the slope of the least-squares line through the logarithms."""
+    x, y = ([math.log(v) for v in values] for values in (sizes, seconds))
+    mean = sum(x) / len(x)
+    return sum((a - mean) * b for a, b in zip(x, y, strict=True)) / sum((a - mean) ** 2 for a in x)
 
 
 def _row(found: dict[tuple[object, object, object], Record], name: object, step: object) -> str:

@@ -68,8 +68,10 @@ class MergeMany:
 
     def _match(self, whole: Ascent, k: int, generator: torch.Generator) -> dict[str, Permutation]:
         """Match one network to the mean of the others as they lie."""
-        others = [other for other in range(len(whole.names)) if other != k]
-        stacks = {name: torch.stack([stack[others].mean(0), stack[k]]) for name, stack in whole.stacks.items()}
+        stacks = {
+            name: torch.stack([torch.cat([stack[:k], stack[k + 1 :]]).mean(0), stack[k]])
+            for name, stack in whole.stacks.items()
+        }
         pair = Ascent(whole.structure, ("mean", whole.names[k]), stacks, whole.weights)
         pair.stay()
         hard_sweeps(pair, InnerProduct(), random_orders(whole.structure.roots, self.sweeps, generator))
