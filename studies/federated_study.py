@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from federated_page import page
 
 from weldnet.federated import FederatedConfig, Federation, Order, Worked, simulate
-from weldnet.records import Record, Records, append, read
+from weldnet.records import Record, append, read
 
 RULES = ["fedavg", "fedavg-uniform", "optimal_transport", "weight_matching", "gamf", "fedma"]
 
@@ -107,10 +108,15 @@ def run(part: str, seeds: Sequence[int], out: Path, work: Path) -> None:
             folder = work / config.key()
             shutil.rmtree(folder, ignore_errors=True)
             simulate(config, folder, federation=Shared(config))
-            found = [record for record in read(folder) if record.kind in ("run", "round")]
+            found = [_lean(record) for record in read(folder) if record.kind in ("run", "round")]
             _append(out, found)
             last = found[-1]
             print(last.cell["rule"], last.cell["initialisation"], seed, last.values["accuracy"], flush=True)
+
+
+def _lean(record: Record) -> Record:
+    """Leave out of a round's record what the run's record says, and the clients one by one."""
+    return record if record.kind == "run" else replace(record, extra={}, where={"commit": record.where["commit"]})
 
 
 def _append(out: Path, records: Iterable[Record]) -> None:
@@ -119,148 +125,6 @@ def _append(out: Path, records: Iterable[Record]) -> None:
     with out.open("a", encoding="utf-8") as file:
         file.write((scratch / "records.jsonl").read_text(encoding="utf-8"))
     shutil.rmtree(scratch)
-
-
-# -- the page ----------------------------------------------------------------------------------------
-
-
-def _accuracies(records: Records, number: int, **cell: Any) -> dict[int, float]:
-    found = records.of("round", round=number, **cell)
-    return {int(r.cell["seed"]): 100 * r.values["accuracy"] for r in found if r.values.get("accuracy") is not None}
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})" if len(values) > 1 else f"{values[0]:.1f}"
-
-
-def _paired(a: Mapping[int, float], b: Mapping[int, float]) -> str:
-    both = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-    if not both:
-        return ""
-    error = f" ± {statistics.stdev(both) / len(both) ** 0.5:.1f}" if len(both) > 1 else ""
-    return f"{statistics.mean(both):+.1f}{error}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
-
-
-def _rounds_table(records: Records, numbers: Sequence[int], **changes: Any) -> list[str]:
-    base: dict[str, Any] = {"dataset": "mnist", "server_optimiser": "none", "repair": "none", "architecture": "mlp"}
-    base |= {"partition": "dirichlet 0.5", "clients": 5, "participation": 1.0, **changes}
-    plain = {n: _accuracies(records, n, rule="fedavg", algorithm="plain", **base) for n in numbers}
-    rows: list[list[str]] = []
-    known = [r.cell for r in records.of("round", round=numbers[0], **base)]
-    for rule, algorithm in dict.fromkeys((str(c["rule"]), str(c["algorithm"])) for c in known):
-        seeds = len(_accuracies(records, numbers[0], rule=rule, algorithm=algorithm, **base))
-        row = [rule if algorithm == "plain" else f"{rule} + {algorithm}", str(seeds)]
-        for n in numbers:
-            found = _accuracies(records, n, rule=rule, algorithm=algorithm, **base)
-            row += [_spread(list(found.values())), _paired(found, plain[n])] if found else ["", ""]
-        for n in (1, numbers[-1]):
-            moved = [
-                100 * r.values["moved"]
-                for r in records.of("round", round=n, rule=rule, algorithm=algorithm, **base)
-                if r.values.get("moved") is not None
-            ]
-            row.append(f"{statistics.mean(moved):.1f}" if moved else "")
-        rows.append(row)
-    head = ["rule", "seeds"]
-    for n in numbers:
-        head += [f"round {n}", "minus fedavg"]
-    return _table([*head, "moved, 1", f"moved, {numbers[-1]}"], rows)
-
-
-def page(records: Records) -> str:
-    """Return the page: tables with paired differences; what they mean stands in the texts around them."""
-    return "\n".join(_lines(records)) + "\n"
-
-
-def _lines(records: Records) -> Iterator[str]:
-    runs = records.of("run")
-    commits = sorted({str(r.where.get("commit")) for r in runs})
-    yield "# Federated learning: measured"
-    yield ""
-    yield "Written by `studies/federated_study.py` from `federated.jsonl`; commits " + ", ".join(commits) + "."
-    yield "Accuracy in percent on test rows, mean over seeds (standard deviation); differences are paired by seed, with"
-    yield "their standard error. `moved` is the mean share of units that matching renumbered, in percent. These are"
-    yield "small runs for a CPU, not the papers' protocol: compare rules within a table, not with published numbers."
-    yield ""
-    settings = [r.extra["config"] for r in runs if r.cell["dataset"] == "mnist"]
-    if settings:
-        c = settings[0]
-        yield f"## MNIST, {c['clients']} clients, Dirichlet({c['partition']['alpha']})"
-        yield ""
-        yield (
-            f"MLP {'-'.join(map(str, c['model_options']['sizes']))}, {c['train_limit']} training and {c['test_limit']} "
-            f"test rows, {c['local']['epochs']} local epochs of SGD (lr {c['local']['lr']}, batch "
-            f"{c['local']['batch_size']}), all clients in every round."
-        )
-        for initialisation in ("own", "common"):
-            numbers = (1, 4, 20)
-            yield ""
-            yield f"### {initialisation.capitalize()} initialisation"
-            yield ""
-            yield from _rounds_table(records, numbers, initialisation=initialisation)
-        yield from _apart(records)
-    cifar = [r.extra["config"] for r in runs if r.cell["dataset"] == "cifar10"]
-    if cifar:
-        c = cifar[0]
-        yield ""
-        yield f"## CIFAR-10, {c['clients']} clients, one shot, own initialisations"
-        yield ""
-        yield (
-            f"`{c['model']}`, {c['train_limit']} training rows in equal parts; `refit` uses {c['server_rows']} "
-            "unlabelled rows on the server."
-        )
-        yield ""
-        yield from _one_shot(records)
-    yield ""
-    yield from FINDINGS
-
-
-def _apart(records: Records) -> Iterator[str]:
-    """Yield the tables of clients that differ in more than their initialisation."""
-    tables = (
-        ("Own initialisation, two shards of the sorted labels each", {"partition": "shards 2"}),
-        ("Own initialisation, 10 clients, half of them in a round", {"clients": 10, "participation": 0.5}),
-        ("Own initialisation, widths 48-24, 32-16 and 72-36 by turns", {"architecture": "mlp of several widths"}),
-    )
-    for title, changes in tables:
-        yield from ("", f"### {title}", "")
-        yield from _rounds_table(records, (1, 4), initialisation="own", **changes)
-
-
-FINDINGS = (
-    "## What it says",
-    "",
-    "- One shot, own initialisations: matching is worth 20 to 30 points and more, on the MLP and on the convolutional",
-    "  network. After longer local training the difference is larger.",
-    "- A repair on unlabelled rows of the server lifts FedAvg nearly as high: after `refit` little of the difference",
-    "  is left.",
-    "- After four rounds nothing of it is left. Once the first round is over, every client begins from the broadcast",
-    "  model, no unit moves any more, and a matched average is FedAvg's.",
-    "- Common initialisation: no unit moves in any round, and every alignment method gives FedAvg's numbers. Who wants",
-    "  more there must look elsewhere: at weights (uniform or by samples), at class counts (`fedma`), at the clients'",
-    "  loss.",
-    "- MOON gained nothing in these few rounds of a small MLP; with it, too, `gamf` is FedAvg's equal.",
-    "- 12 local epochs on CIFAR-10 were chosen after 6 had given less than 20 points; both are shown.",
-    "",
-    "Not measured here: the published tables at their size (`weldnet reproduce federated-talk --scale gpu`), disjoint",
-    "labels, other widths and partial participation (`federated-matching`).",
-)
-
-
-def _one_shot(records: Records) -> list[str]:
-    rows: list[list[str]] = []
-    words = ("local_epochs", "repair", "rule")
-    known = [tuple(r.cell[word] for word in words) for r in records.of("round", dataset="cifar10")]
-    for epochs, repair, rule in sorted(dict.fromkeys(known), key=lambda key: (-int(str(key[0])), str(key[1]))):
-        base = {"dataset": "cifar10", "repair": repair, "local_epochs": epochs}
-        plain, found = (_accuracies(records, 1, rule=name, **base) for name in ("fedavg", rule))
-        row = [str(rule), str(repair), str(epochs), str(len(found))]
-        rows.append([*row, _spread(list(found.values())), _paired(found, plain)])
-    return _table(["rule", "repair", "local epochs", "seeds", "accuracy", "minus fedavg"], rows)
 
 
 def main() -> None:
