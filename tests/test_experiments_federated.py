@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from weldnet import experiments, records
-from weldnet.errors import ConfigError
+from weldnet.errors import ConfigError, TrainingError
 from weldnet.experiments import Study
 
 CONFIG: dict[str, Any] = {
@@ -93,6 +93,28 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     experiments.run_study(small, tmp_path / "cut", resume=True)
     whole, cut = (records.read(tmp_path / name).of("result") for name in ("whole", "cut"))
     assert [(r.key, r.values["accuracy"]) for r in whole] == [(r.key, r.values["accuracy"]) for r in cut]
+
+
+def test_a_run_whose_clients_all_failed_is_a_record_with_its_reason_and_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from weldnet.federated import Federation
+
+    def failing(*args: Any) -> Any:
+        raise TrainingError("the loss became nan")
+
+    small = study(tmp_path, seeds=[0], settings={"common": {}}, methods={"gamf": {"rule": "gamf"}})
+    with monkeypatch.context() as patch:
+        patch.setattr(Federation, "work", failing)
+        assert experiments.run_study(small, tmp_path / "run").failed
+    error = next(r.extra["error"] for r in records.read(tmp_path / "run") if "error" in r.extra)
+    assert "no round of 2 gave a model" in error
+    assert "client-00: the loss became nan" in error
+    assert not experiments.run_study(small, tmp_path / "run", resume=True).failed
+    experiments.run_study(small, tmp_path / "plain")
+    again, plain = (records.read(tmp_path / name).of("result") for name in ("run", "plain"))
+    found = {r.key: r.values["accuracy"] for r in again if "error" not in r.extra}
+    assert found == {r.key: r.values["accuracy"] for r in plain}
 
 
 @pytest.mark.parametrize(
