@@ -216,7 +216,6 @@ HEAD = """# Beside other implementations
 Measured by us: `make bench-peers` (the docstring of `benchmarks/peers.py` says how), commit `{commit}`, {machine},
 PyTorch {torch}, rebasin {rebasin}, lapx {lapx}, SciPy {scipy}; one thread, CPU seconds, medians, on a machine with
 other work beside it: read the ratios. Untrained networks. Records: `peers.jsonl`.
-
 """
 
 
