@@ -29,6 +29,7 @@ from weldnet.structure import (
     Referee,
     Space,
     Structure,
+    _move,
     capture,
     check,
     random_renumbering,
@@ -808,3 +809,11 @@ def test_a_grouped_weight_that_is_computed_row_by_row_is_as_free_as_a_plain_one(
     assert {p.role for p in found.places_in("kernel") if p.view is not None} == {"reads"}
     assert check(model, x, found).error <= 1e-9
     assert not [f for f in found.frozen if f.tensor == "kernel" and f.axis < 2]
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (6, 8, 3), (6, 8, 3, 3)])
+def test_renumbering_in_pieces_is_renumbering(shape, monkeypatch):
+    monkeypatch.setattr("weldnet.structure._move._PIECE", 100)
+    tensor, generator = torch.arange(torch.Size(shape).numel()).view(shape), torch.Generator().manual_seed(0)
+    rows, columns = torch.randperm(6, generator=generator), torch.randperm(8, generator=generator)
+    assert torch.equal(_move._select(tensor, {0: rows, 1: columns}), tensor[rows][:, columns])
