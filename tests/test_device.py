@@ -68,8 +68,10 @@ def test_fusing_and_streaming_align_on_the_device(tmp_path):
     here = weldnet.fuse(networks, X, repair="none", **options).state_dict()
     with Accelerator() as device:
         there = weldnet.fuse(networks, X, repair="none", device="lazy", **options).state_dict()
+    with Accelerator() as streaming:
         stream = weldnet.fuse_files(files, X, model=conv, out=tmp_path / "out", device="lazy", **options)
     assert device.there > 0
+    assert streaming.there > 0
     for key, tensor in weldnet.load(stream.path).items():
         assert torch.equal(tensor, here[key]), key
         assert torch.equal(there[key], here[key]), key

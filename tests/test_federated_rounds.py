@@ -243,6 +243,8 @@ def test_what_another_run_left_is_not_found_and_makes_room(tmp_path: Path) -> No
     for number in (1, 2, 5):
         old.save("a", number, {"w": torch.zeros(1)})
     assert new.load("a", 9) == {}
+    (tmp_path / "a" / "round-000007.safetensors").write_bytes(b"half a file")
+    assert new.load("a", 9) == {}
     new.save("a", 2, {"w": torch.ones(1)})
     assert float(new.load("a", 9)["w"]) == 1
     assert len(list((tmp_path / "a").iterdir())) == 1

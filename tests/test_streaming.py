@@ -401,11 +401,31 @@ def test_an_unfinished_fusion_of_something_else_is_not_gone_on_with(tmp_path, mo
     interrupted(files, tmp_path, monkeypatch)
     turned = dict(reversed(files.items()))
     refused(CheckpointError, "networks", turned, tmp_path, shard_size=300)
-    refused(CheckpointError, "structure", files, tmp_path, shard_size=300, model=twisted)
+    refused(CheckpointError, "model", files, tmp_path, shard_size=300, model=twisted)
     monkeypatch.setattr("test_streaming.X", X[:2])
     refused(CheckpointError, "example input", files, tmp_path, shard_size=300)
     monkeypatch.undo()
     weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "out", shard_size=300, progress=False)
+
+
+def test_a_proof_made_on_another_model_does_not_count(tmp_path, monkeypatch):
+    """Of the same structure: the proof would say that it passed, and nobody made it."""
+    _, files = parents(perceptron, 2, tmp_path)
+    interrupted(files, tmp_path, monkeypatch)
+
+    def smooth():
+        return nn.Sequential(*(nn.GELU() if isinstance(m, nn.ReLU) else m for m in perceptron()))
+
+    refused(CheckpointError, "model", files, tmp_path, shard_size=300, model=smooth)
+
+
+def test_an_example_input_without_values_will_do_where_nothing_is_checked(tmp_path):
+    _, files = parents(perceptron, 2, tmp_path)
+    options = {"model": perceptron, "check": False, "progress": False}
+    empty = weldnet.fuse_files(files, X.to("meta"), out=tmp_path / "empty", **options)
+    full = weldnet.fuse_files(files, X, out=tmp_path / "full", **options)
+    expected = weldnet.load(full.path)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weldnet.load(empty.path).items())
 
 
 def test_settings_of_a_fusion_that_found_nothing_out_do_not_bind(tmp_path):

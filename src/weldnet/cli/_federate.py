@@ -65,7 +65,7 @@ def federate(
 
     settings = FederatedConfig.read(config)
     if print_config:
-        emit(settings.to_yaml())
+        print_json(settings.model_dump(mode="json")) if json else emit(settings.to_yaml())
         return
     out = output or Path("runs") / config.stem
     plan = Plan(

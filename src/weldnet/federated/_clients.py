@@ -10,6 +10,7 @@ from typing import final
 from torch import Tensor
 
 from weldnet.checkpoints import load, read_metadata, save
+from weldnet.errors import CheckpointError
 
 __all__ = ["ClientStore"]
 
@@ -54,5 +55,11 @@ class ClientStore:
     def _rounds(self, client: str) -> list[tuple[int, Path]]:
         """This run's rounds, the oldest first."""
         paths = sorted((self._folder / client).glob("round-*.safetensors"))
-        own = [path for path in paths if read_metadata(path).get(_RUN, "") == self._run]
-        return [(int(path.stem.removeprefix("round-")), path) for path in own]
+        return [(int(path.stem.removeprefix("round-")), path) for path in paths if self._owns(path)]
+
+    def _owns(self, path: Path) -> bool:
+        """Whether this run wrote a file; one that cannot be read is nobody's."""
+        try:
+            return read_metadata(path).get(_RUN, "") == self._run
+        except CheckpointError:
+            return False

@@ -118,7 +118,7 @@ def failure(out: Path, config: FederatedConfig, number: int) -> str:
         clients = [f"{client}: {reason}" for client, reason in sorted(reasons.items())]
         more = [f"and {len(clients) - 1} more"] if len(clients) > 1 else []
         said = "; ".join([f"{said} ({extra['skipped']})", *clients[:1], *more])
-    return f"{said}; mend that and start again in another folder, or resume with more rounds"
+    return f"{said}; mend that, and run it again"
 
 
 def _key(config: FederatedConfig, number: int) -> str:

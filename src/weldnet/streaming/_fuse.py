@@ -132,6 +132,8 @@ def fuse_files(
         meter.step("capture")
         structure = capture(weightless, example_input, outputs, route=route)
         unfinished.require("example input", _fingerprint(example_input))
+        parts = [(name, type(module).__qualname__) for name, module in weightless.named_modules()]
+        unfinished.require("model", f"{type(weightless).__name__} {_digest(str(parts))}")
         unfinished.require("structure", f"{len(structure.spaces)} spaces, {_digest(structure.to_json())}")
         job.refuse_unlike(structure)
         meter.step("check")
@@ -205,10 +207,18 @@ def _require_room(unfinished: Unfinished, states: Mapping[str, StoredState]) -> 
 
 
 def _fingerprint(example_input: Any) -> str:
-    leaves = dict(pytree.tree_flatten_with_path(example_input)[0])
-    tensors = {pytree.keystr(path): leaf for path, leaf in leaves.items() if isinstance(leaf, Tensor)}
-    rest = {pytree.keystr(path): repr(leaf) for path, leaf in leaves.items() if not isinstance(leaf, Tensor)}
+    """Tell inputs apart by their values; those on the meta device, which have none, by shape and type."""
+    leaves = {pytree.keystr(path): leaf for path, leaf in pytree.tree_flatten_with_path(example_input)[0]}
+    tensors = {n: leaf for n, leaf in leaves.items() if isinstance(leaf, Tensor) and not leaf.is_meta}
+    rest = {n: _described(leaf) for n, leaf in leaves.items() if n not in tensors}
     return _digest(f"{tensors_sha256(tensors)} {sorted(rest.items())}")
+
+
+def _described(leaf: object) -> str:
+    if isinstance(leaf, Tensor):
+        return f"{leaf.dtype} {tuple(leaf.shape)}"
+    plain = isinstance(leaf, bool | int | float | complex | str | bytes | None)
+    return repr(leaf) if plain else type(leaf).__qualname__  # another object may print its address
 
 
 def _digest(text: str) -> str:

@@ -137,7 +137,7 @@ def _lock(descriptor: int, output: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system without locks
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # a file system without locks
             return
         raise CheckpointError(
             f"{str(output)!r} is being written by another process; wait, or choose another output"

@@ -219,7 +219,7 @@ class FusionStrategy(FlowerFedAvg):
         return {"content": _CONTENT, "rule": self.rule.name, "optimiser": self.optimiser.name}
 
     def _restore(self, path: Path) -> None:
-        metadata = read_metadata(path)
+        metadata = {"optimiser": self.optimiser.name, **read_metadata(path)}  # older files do not name it
         if {key: metadata.get(key) for key in self._identity} != self._identity:
             raise FederatedError(
                 f"{path} is no state of a strategy with the rule {self.rule.name} and the optimiser "
