@@ -88,10 +88,11 @@ def fuse_files(
 
     Example:
         >>> import tempfile, torch, weldnet
+        >>> from weldnet.checkpoints import save
         >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
         >>> folder = tempfile.mkdtemp()
         >>> for name in "ab":
-        ...     weldnet.checkpoints.save(make().state_dict(), f"{folder}/{name}.safetensors")
+        ...     save(make().state_dict(), f"{folder}/{name}.safetensors")
         >>> files = [f"{folder}/a.safetensors", f"{folder}/b.safetensors"]
         >>> x = torch.zeros(1, 4)
         >>> result = weldnet.fuse_files(files, x, model=make, out=f"{folder}/fused", progress=False)
