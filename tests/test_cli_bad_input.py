@@ -260,6 +260,11 @@ def test_an_unknown_method(refused):
     refused(2, ["'gamff'", "did you mean 'gamf'"], "fuse", "a.pt", "b.pt", *OUT, *BASE, "--method", "gamff")
 
 
+@pytest.mark.parametrize("method", ["activation_matching", "straight_through"])
+def test_a_method_that_needs_data(refused, method):
+    refused(2, [f"--method {method} ", "give --data"], "fuse", "a.pt", "b.pt", *OUT, *BASE, "--method", method)
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [

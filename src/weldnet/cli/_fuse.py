@@ -188,10 +188,13 @@ def _fuse(settings: FuseConfig) -> Fusion | Streamed:
     from weldnet.cli._method import check_device, choose_method
     from weldnet.cli._networks import gather_networks
     from weldnet.cli._outputs import Outputs, write_results
+    from weldnet.errors import UsageError
     from weldnet.fusion import fuse
 
     if settings.method != "auto":  # which depends on the networks
-        choose_method(settings.method, settings.options)
+        chosen = choose_method(settings.method, settings.options)
+        if chosen.needs_data and settings.data is None:
+            raise UsageError(f"--method {settings.method} needs unlabelled images; give --data, or another method")
     check_device(settings.device)
     _note_same_files(settings.networks)
     networks = gather_networks(settings.models, settings.networks)

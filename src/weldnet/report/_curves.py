@@ -80,7 +80,7 @@ def _curve(where: Key, group: Sequence[Record], name: str) -> Figure | None:
         name=f"{title}-{place}",
         title=title,
         caption=place,
-        alt=f"{title}, {place}: {'; '.join(alt)}.",
+        alt=f"{', '.join(filter(None, [title, place]))}: {'; '.join(alt)}.",
         layout={"xaxis": axis(across), "yaxis": axis(shown.heading)},
     )
 

@@ -144,7 +144,7 @@ def fuse_files(
         meter.step("verify")
         errors = unfinished.fact("errors", lambda: job.verify(structure, alignment)) if check else {}
         meter.step("write")
-        entries = job.write(structure, alignment, metadata, limit, [Path(file) for file in companions])
+        job.write(structure, alignment, metadata, limit, [Path(file) for file in companions])
         meter.close()
         unfinished.finish()
     report = Report(
@@ -158,7 +158,7 @@ def fuse_files(
         check=proof,
         spaces=len(structure.spaces),
         free_share=structure.free_share,
-        parameters=sum(where.numel for where in entries.values()),
+        parameters=sum(parameter.numel() for parameter in weightless.parameters()),
         seconds=meter.seconds,
     )
     return Streamed(unfinished.output, alignment, structure, report, config, digests, metadata)
