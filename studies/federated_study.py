@@ -47,6 +47,16 @@ CIFAR: dict[str, Any] = {
     "local": {"epochs": 12, "batch_size": 64, "lr": 0.002, "optimizer": "adam", "schedule": "onecycle"},
 }
 
+CIFAR_ROUNDS: dict[str, Any] = {
+    **{key: CIFAR[key] for key in ("dataset", "model", "model_options")},
+    "train_limit": 4000,
+    "test_limit": 1000,
+    "clients": 5,
+    "partition": {"scheme": "dirichlet", "alpha": 0.5},
+    "rounds": 20,
+    "local": {"epochs": 1, "batch_size": 32, "lr": 0.002, "optimizer": "adam"},
+}
+
 APART: tuple[dict[str, Any], ...] = (
     {"partition": {"scheme": "shards", "shards": 2}},
     {"clients": 10, "participation": 0.5},
@@ -66,6 +76,10 @@ def settings(part: str) -> Iterator[dict[str, Any]]:
         for repair in ("none", "refit"):
             for rule in ("fedavg", "optimal_transport", "weight_matching", "gamf"):
                 yield {**CIFAR, "rule": rule, "repair": repair}
+    elif part == "cifar-rounds":
+        for initialisation in ("own", "common"):
+            for rule in ("fedavg", "weight_matching", "gamf"):
+                yield {**CIFAR_ROUNDS, "initialisation": initialisation, "rule": rule}
     elif part == "layers":
         for rule in ("fedma-layers", {"name": "fedma", "layers": True, "growth": True, "sigma": 0.3, "gamma": 1.0}):
             yield {**MNIST, "initialisation": "own", "rule": rule, "rounds": 4}
@@ -76,7 +90,7 @@ def settings(part: str) -> Iterator[dict[str, Any]]:
         widths = [{}, {"sizes": [784, 32, 16, 10]}, {"sizes": [784, 72, 36, 10]}]
         yield {**MNIST, "initialisation": "own", "rule": "optimal_transport", "rounds": 4, "own_model_options": widths}
     else:
-        raise SystemExit(f"unknown part {part!r}; give mnist, cifar, layers or apart")
+        raise SystemExit(f"unknown part {part!r}; give mnist, cifar, cifar-rounds, layers or apart")
 
 
 class Shared(Federation):

@@ -194,7 +194,7 @@ def _fuse(settings: FuseConfig) -> Fusion | Streamed:
     if settings.method != "auto":  # which depends on the networks
         chosen = choose_method(settings.method, settings.options)
         if chosen.needs_data and settings.data is None:
-            raise UsageError(f"--method {settings.method} needs unlabelled images; give --data, or another method")
+            raise UsageError(f"--method {settings.method} needs unlabelled inputs; give --data, or another method")
     check_device(settings.device)
     _note_same_files(settings.networks)
     networks = gather_networks(settings.models, settings.networks)
