@@ -48,6 +48,17 @@ time.sleep(99)
     until(lambda: not alive(mark))
 
 
+def kill_and_wait(code: str, seconds: float) -> None:
+    """Run code that prints the mark of its one program, kill it, and wait until the program is gone too."""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    mark = parent.stdout.readline().strip()
+    assert len(alive(mark)) == 1
+    parent.kill()
+    parent.wait()
+    until(lambda: not alive(mark), seconds)
+
+
 def test_what_programs_start_in_turn_ends_when_their_command_is_killed(tmp_path):
     """The server app is started by Flower, in a session of its own, with nobody to tell it."""
     app = (
@@ -62,13 +73,7 @@ programs.start("starter", [sys.executable, "-c", {starter!r}]).process.wait()
 print(programs.env["WELDNET_FEDERATION"], flush=True)
 time.sleep(99)
 """
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    mark = parent.stdout.readline().strip()
-    assert len(alive(mark)) == 1
-    parent.kill()
-    parent.wait()
-    until(lambda: not alive(mark), 120)
+    kill_and_wait(code, 120)
 
 
 def test_a_program_that_listens_to_nobody_is_ended_by_the_guardian(tmp_path):
@@ -85,13 +90,7 @@ while program.said() != ["up"]:
 print(programs.env["WELDNET_FEDERATION"], flush=True)
 time.sleep(99)
 """
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    mark = parent.stdout.readline().strip()
-    assert len(alive(mark)) == 1
-    parent.kill()
-    parent.wait()
-    until(lambda: not alive(mark), 60)
+    kill_and_wait(code, 60)
 
 
 def test_a_program_that_is_not_there_is_one_line(tmp_path):

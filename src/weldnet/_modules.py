@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from weldnet.errors import CaptureError, UsageError
 
-__all__ = ["bare", "fast_layout", "forget_cached", "no_module"]
+__all__ = ["bare", "evaluation_mode", "fast_layout", "forget_cached", "no_module"]
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -58,6 +59,19 @@ def no_module(model: object) -> str:
     return f"a {kind} is given as the network; give an nn.Module with its weights loaded"
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode without gradients; give every module its training flag back after."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
 def fast_layout(networks: Iterable[nn.Module], inputs: Tensor) -> torch.memory_format:
     """Return the memory layout in which networks run fastest: channels last for pictures, if all of them take it.
 
@@ -77,16 +91,11 @@ def fast_layout(networks: Iterable[nn.Module], inputs: Tensor) -> torch.memory_f
     two = inputs[[0, 0]]  # with a single one every view of the batch is allowed
     for network in networks:
         like = next((p for p in network.parameters() if p.is_floating_point()), inputs)
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
         try:
-            with torch.no_grad():
+            with evaluation_mode(network):
                 network(two.to(like.device, like.dtype, copy=True, memory_format=torch.channels_last))
         except Exception:  # what is wrong with a batch of real inputs, the pass on one will say
             return torch.contiguous_format
-        finally:
-            for module, mode in modes:
-                module.training = mode
     return torch.channels_last
 
 

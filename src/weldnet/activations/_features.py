@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from weldnet._modules import fast_layout
+from weldnet._modules import evaluation_mode, fast_layout
 from weldnet.activations._inputs import Inputs, unlabelled_batches
 from weldnet.activations._layers import Layer, find_layers, observed
 from weldnet.assignment import Coupling, Permutation
@@ -31,10 +31,8 @@ def run(network: nn.Module, inputs: Tensor) -> object:
     """
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
-        with torch.no_grad():
+        with evaluation_mode(network):
             return network(inputs.to(home, dtype if inputs.is_floating_point() else inputs.dtype, copy=True))
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).partition("\n")[0]
@@ -42,9 +40,6 @@ def run(network: nn.Module, inputs: Tensor) -> object:
             f"unlabelled inputs of shape {tuple(inputs.shape)} do not fit {type(network).__name__}: {reason}; "
             "give inputs of the shape that the model takes"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @final

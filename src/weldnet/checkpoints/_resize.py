@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 from torch.utils import _pytree as pytree
 
-from weldnet._modules import forget_cached
+from weldnet._modules import evaluation_mode, forget_cached
 from weldnet.checkpoints._match import load_into
 from weldnet.checkpoints._prefix import match_prefix
 from weldnet.checkpoints._read import load, read_metadata
@@ -219,15 +219,9 @@ def _try(model: nn.Module, other: nn.Module, example_input: Any) -> None:
 
 
 def _shapes(model: nn.Module, example_input: Any) -> list[tuple[int, ...]]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            if isinstance(example_input, Mapping):
-                answer = model(**example_input)
-            else:
-                answer = model(*example_input) if isinstance(example_input, tuple) else model(example_input)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluation_mode(model):
+        if isinstance(example_input, Mapping):
+            answer = model(**example_input)
+        else:
+            answer = model(*example_input) if isinstance(example_input, tuple) else model(example_input)
     return [tuple(leaf.shape) for leaf in pytree.tree_leaves(answer) if isinstance(leaf, Tensor)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from weldnet._modules import evaluation_mode
 from weldnet.evaluation._barrier import Barrier, barrier
 from weldnet.evaluation._metrics import (
     Evaluation,
@@ -14,7 +15,7 @@ from weldnet.evaluation._metrics import (
     predict_logits,
 )
 from weldnet.evaluation._plane import Plane, plane
-from weldnet.evaluation._predict import Labelled, evaluation_mode, labelled_batches
+from weldnet.evaluation._predict import Labelled, labelled_batches
 from weldnet.evaluation._scorer import Measure
 
 __all__ = [

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from weldnet._modules import fast_layout
+from weldnet._modules import evaluation_mode, fast_layout
 from weldnet.data import Split
 from weldnet.errors import DataError, ModelError, UsageError
 from weldnet.structure import output_tensors
 
-__all__ = ["Labelled", "evaluation_mode", "labelled_batches", "predict"]
+__all__ = ["Labelled", "labelled_batches", "predict"]
 
 Labelled: TypeAlias = Split | Dataset[Any] | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 """A split, a dataset of (image, label) pairs, (images, labels) tensors, or batches of them such as a DataLoader's."""
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode without gradients; give every module its training flag back after."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def predict(

@@ -133,7 +133,7 @@ class Job:
         metadata: Mapping[str, str],
         limit: int,
         companions: Sequence[Path],
-    ) -> dict[str, Any]:
+    ) -> None:
         """Average tensor by tensor into shards; those that are there already are kept."""
         first = next(iter(self.states.values()))
         entries = {name: (where.dtype, where.shape) for name, where in first.stored.items()}
@@ -156,7 +156,6 @@ class Job:
         document = {key: _parsed(value) for key, value in metadata.items()}
         with atomic_path(folder / "weldnet.json") as temporary:
             temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        return dict(first.stored)
 
     def _mean(self, name: str, structure: Structure, sources: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
         """Return what :func:`weldnet.fusion.average` gives, bit for bit, with one network's tensor held at a time."""
