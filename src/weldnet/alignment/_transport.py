@@ -40,7 +40,8 @@ def transport(
             than its space, or breaks up blocks; or a soft coupling meets a tensor of integers.
         WidthError: the target differs in more than the sizes of spaces without blocks, or from the couplings.
     """
-    unknown = [name for name in couplings if name not in {s.name for s in structure.spaces}]
+    known = {space.name for space in structure.spaces}
+    unknown = [name for name in couplings if name not in known]
     if unknown:
         raise AlignmentError(f"the structure has no space {unknown[0]!r}; was the alignment made for another model?")
     missing = [name for name in structure.shapes if name not in state]

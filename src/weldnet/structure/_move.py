@@ -52,12 +52,17 @@ def move(tensor: Tensor, structure: Structure, maps: Sequence[tuple[Place, UnitM
     view = next((place.view for place, _ in maps if place.view is not None), None)
     if view is not None:
         return _move_jointly(tensor, structure, maps, view)
-    axes: dict[int, Indices] = {}
+    axes: dict[int, Tensor] = {}
     for place, source in maps:
-        positions = structure.positions(place)
-        index = axes.setdefault(place.axes[0], np.arange(tensor.shape[place.axes[0]]))
-        index[positions] = positions[source.cpu().numpy()]
-    return _select(tensor, {axis: torch.as_tensor(index, device=tensor.device) for axis, index in axes.items()})
+        axis, positions = place.axes[0], structure.positions(place)
+        if is_whole(positions, tensor.shape[axis]) and positions.shape[1] == 1:
+            axes[axis] = source.to(tensor.device)
+            continue
+        if axis not in axes:
+            axes[axis] = torch.arange(tensor.shape[axis], device=tensor.device)
+        units = torch.as_tensor(positions, device=tensor.device)
+        axes[axis][units] = units[source.to(tensor.device)]
+    return _select(tensor, axes)
 
 
 def _select(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
