@@ -11,6 +11,7 @@ from weldnet import models
 from weldnet.affinity import InnerProduct
 from weldnet.alignment import Problem
 from weldnet.alignment._ascent import Ascent, start
+from weldnet.alignment._sweeps import hard_sweeps
 from weldnet.structure import bricks_of
 
 
@@ -111,3 +112,32 @@ def test_a_settled_space_is_visited_again_only_once_something_near_it_moves():
     assert not ascent.is_settled(first, "other rule")
     couple(ascent, second.name, 1, generator, soft=False)
     assert not ascent.is_settled(first, "rule")
+
+
+def moved_by_sweep(settled: float) -> tuple[list[int], bool]:
+    """How many units each hard sweep moves, and whether the sweeps say that they settled."""
+    ascent = ascent_of("vgg11", 6)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def orders():
+        while True:
+            seen.append({name: value.clone() for name, value in ascent.couplings.items()})
+            yield ascent.structure.roots
+
+    count, converged = hard_sweeps(ascent, InnerProduct(), orders(), settled=settled)
+    seen.append(dict(ascent.couplings))
+    assert len(seen) == count + 1
+    pairs = zip(seen, seen[1:], strict=False)
+    return [sum(int((new[n] != old[n]).sum()) for n in old) for old, new in pairs], converged
+
+
+def test_hard_sweeps_end_once_no_more_than_the_settled_share_moves():
+    whole, converged = moved_by_sweep(0.0)
+    units = 5 * sum(space.size for space in ascent_of("vgg11", 6).structure.spaces)
+    assert converged
+    assert whole[-1] == 0 < min(whole[:-1])
+    first = next(i for i, moved in enumerate(whole) if moved <= 0.02 * units)
+    assert 0 < first < len(whole) - 1
+    short, converged = moved_by_sweep(0.02)
+    assert converged
+    assert short == whole[: first + 1]

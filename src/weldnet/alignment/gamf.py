@@ -32,7 +32,7 @@ class Gamf:
     ``A_k[a, u] = sum_places sum_j sum_(k' != k) sum_b kappa(F_k[a, j], F_k'[b, j]) U_k'[b, u]``, with features F whose
     other axes are carried by the current couplings. Spaces are visited in turn; each visit standardises A and
     replaces the space's couplings by Sinkhorn's plan at temperature tau, and tau falls from ``tau`` by ``gamma`` to
-    ``tau_min``. Then Hungarian sweeps in alternating direction, until nothing moves: the result is never soft.
+    ``tau_min``. Then Hungarian sweeps in alternating direction, until hardly a unit moves: the result is never soft.
     Networks are taken in the order of their norm, so that neither their order nor the numbering of their units matters.
     A nested space (inside groups, inside heads) has an inner plan for every pair of blocks; what that is worth joins
     the scores of the blocks.
@@ -55,6 +55,8 @@ class Gamf:
         settled: a temperature is left once a sweep moves less than this share of the units' mass.
         sinkhorn_iterations: for each visit, warm-started.
         hard_sweeps: at most, at the end.
+        hard_settled: these end once a sweep moves no more than this share of the units; many networks would go on for
+            long with exchanges that gain nothing that matters.
         tolerance: relative error of the fast Gaussian expansion; 0 forces the exact kernel.
         activations: how much the activations count; with 1, those of unlike units differ as much as what their weights
             say. Needs unlabelled inputs, and the inner product of edges.
@@ -74,6 +76,7 @@ class Gamf:
     settled: float = 0.02
     sinkhorn_iterations: int = 20
     hard_sweeps: int = 100
+    hard_settled: float = 0.005
     tolerance: float = 1e-3
     activations: float = 0.0
     samples: int = 1024
@@ -94,6 +97,7 @@ class Gamf:
             "settled": (self.settled >= 0, "0 or more"),
             "sinkhorn_iterations": (self.sinkhorn_iterations >= 1, "1 or more"),
             "hard_sweeps": (self.hard_sweeps >= 1, "1 or more"),
+            "hard_settled": (0 <= self.hard_settled < 1, "at least 0 and below 1"),
             "tolerance": (0 <= self.tolerance < 1, "at least 0 and below 1"),
             "activations": (0 <= self.activations < math.inf, "0 or more"),
             "samples": (self.samples >= 2, "2 or more"),
@@ -123,7 +127,7 @@ class Gamf:
         soft_sweeps = self._anneal(ascent) if kept is None else int(kept["count"])
         roots = problem.structure.roots
         directions = itertools.islice(itertools.cycle([roots, roots[::-1]]), self.hard_sweeps)
-        count, converged = hard_sweeps(ascent, self._kernel(), directions)
+        count, converged = hard_sweeps(ascent, self._kernel(), directions, settled=self.hard_settled)
         stats = {
             "objective": weights.objective(),
             "soft_sweeps": soft_sweeps,
