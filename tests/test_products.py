@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -127,7 +129,7 @@ def moved_by_sweep(settled: float) -> tuple[list[int], bool]:
     count, converged = hard_sweeps(ascent, InnerProduct(), orders(), settled=settled)
     seen.append(dict(ascent.couplings))
     assert len(seen) == count + 1
-    pairs = zip(seen, seen[1:], strict=False)
+    pairs = itertools.pairwise(seen)
     return [sum(int((new[n] != old[n]).sum()) for n in old) for old, new in pairs], converged
 
 

@@ -26,7 +26,7 @@ from weldnet.streaming import _job as job
 from weldnet.streaming._unfinished import Unfinished
 from weldnet.structure import StoredReferee, Structure, build_weightless
 
-METHODS = [WeightMatching(), Gamf(gamma=0.4), Gamf(sigma=4.0, gamma=0.3)]
+METHODS = [WeightMatching(), Gamf(gamma=0.4), Gamf(sigma=4.0, gamma=0.3), Gamf(gamma=0.4, precision="bfloat16")]
 CHOSEN = (
     *("linear", "batch_norm", "grouped_twice", "group_norm", "tied_transposed", "two_names", "attention"),
     *("encoder_layer", "residual_downsample", "embedding"),
@@ -209,7 +209,7 @@ def flat() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1))
 
 
-@pytest.mark.parametrize("method", [WeightMatching(), Gamf(gamma=0.5)], ids=repr)
+@pytest.mark.parametrize("method", [WeightMatching(), Gamf(gamma=0.5), Gamf(gamma=0.5, precision="bfloat16")], ids=repr)
 @pytest.mark.parametrize("make", [nested, flat])
 def test_going_on_gives_the_same_bytes(make, method, tmp_path, monkeypatch):
     _, files = parents(make, 3, tmp_path)

@@ -20,6 +20,7 @@ from weldnet.affinity import InnerProduct, Kernel, Pool
 from weldnet.alignment._method import Alignment, Problem
 from weldnet.alignment._pools import Entry, Rebuilt, SpacePool, block_pool
 from weldnet.alignment._products import BrickPool, Totals
+from weldnet.alignment._rough import Rough, in_float32
 from weldnet.alignment._seen import Seen, State, mark_in
 from weldnet.alignment._stacks import StoredStacks, mean_square, scaled_stack, sum_of_squares
 from weldnet.alignment._workspace import Workspace
@@ -71,6 +72,7 @@ class Ascent:
             sources (networks - 1, a, u, block) or soft matrices (networks - 1, a, u, block, block).
         workspace: where couplings and progress are kept, for networks that are larger than memory; tensors are then
             read place by place whenever scores need them, and not held.
+        rough: products in less than float32 for the scores of flat spaces; see :meth:`multiply_with`.
     """
 
     structure: Structure
@@ -80,6 +82,7 @@ class Ascent:
     couplings: MutableMapping[str, Tensor] = field(default_factory=dict)
     inner: MutableMapping[str, Tensor] = field(default_factory=dict)
     workspace: Workspace | None = None
+    rough: Rough | None = None
     _bricks: dict[str, tuple[Brick, ...] | None] = field(default_factory=dict, init=False, repr=False)
     _inside: dict[Place, frozenset[str]] = field(default_factory=dict, init=False, repr=False)
     _seen: dict[tuple[str, Kernel], Seen] = field(default_factory=dict, init=False, repr=False)
@@ -108,19 +111,27 @@ class Ascent:
         couplings: list[Tensor] = []
         entries: list[Entry] = []
         before: dict[int, Tensor] = {}
+        flat = len(self._family(space.name)) == 1
+        rough = self.rough if flat and self.rough is not None and space.name not in self.rough.exact else None
         lazy = self._pair or not self._fits(space)
         for place in self.structure.places_of(space.name):
-            pool: Pool | None = self._brick_pool(place, before) if isinstance(kernel, InnerProduct) else None
+            pool: Pool | None = self._brick_pool(place, before, rough) if isinstance(kernel, InnerProduct) else None
             if pool is None:
                 couplings = couplings or list(self.couplings[space.name].clone())
                 build = partial(self._place_pool, place, kernel)
                 pool = Rebuilt(build, couplings) if lazy else build(couplings)
             entries.append(Entry(place, self.weights[place.tensor], pool, self._inside_blocks(place)))
-        found = SpacePool(space, entries, self.device)
-        if self._pair and self.workspace is None and len(self.structure.tree(space.name)) == 1 and space.parent is None:
+        found = SpacePool(space, entries, self.device, rough=rough)
+        if self._pair and self.workspace is None and flat:
             found.seen = self._seen.setdefault((space.name, kernel), Seen())
             found.marks = self._marks
         return found
+
+    def multiply_with(self, rough: Rough | None) -> None:
+        """Take these products from here on, or those of float32; what others have computed is forgotten."""
+        self.rough = rough
+        self._seen.clear()
+        self._totals.forget()
 
     @property
     def _pair(self) -> bool:
@@ -134,7 +145,7 @@ class Ascent:
         numbers = sum(math.prod(self.structure.shapes[place.tensor]) for place in places)
         return 4 * len(self.names) * numbers <= _HELD
 
-    def _brick_pool(self, place: Place, before: dict[int, Tensor]) -> BrickPool | None:
+    def _brick_pool(self, place: Place, before: dict[int, Tensor], rough: Rough | None) -> BrickPool | None:
         """A pool of plain matrix products, where a tensor allows it."""
         if place.tensor not in self._bricks:
             self._bricks[place.tensor] = bricks_of(self.structure, place.tensor)
@@ -142,15 +153,17 @@ class Ascent:
         if whole is None:
             return None
         bricks = [brick for brick in whole if place in (brick.left, brick.right)]
+        multiply = in_float32 if rough is None else rough.multiply
         if self._pair:
-            return BrickPool(place, bricks, self.couplings, self.tensor)
+            return BrickPool(place, bricks, self.couplings, self.tensor, multiply=multiply)
         tree = {space.name for space in self.structure.tree(place.space)}
         if self.structure.space(place.space).parent is not None or len(tree) > 1:
             return None
         others = [brick.other(place) for brick in bricks]
         if any(other is not None and other.space == place.space for other in others):
             return None  # running sums need one side to stay while the other moves
-        return BrickPool(place, bricks, self.couplings, self.tensor, self._totals, before, hold=self.workspace is None)
+        hold = self.workspace is None
+        return BrickPool(place, bricks, self.couplings, self.tensor, self._totals, before, hold=hold, multiply=multiply)
 
     def _marks(self, place: Place) -> list[State]:
         """Mark what a pair's scores in a place depend on: the couplings of the spaces on the other axes."""

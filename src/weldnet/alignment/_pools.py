@@ -10,6 +10,7 @@ from torch import Tensor
 
 from weldnet.affinity import Kernel, Pool
 from weldnet.alignment._products import BrickPool
+from weldnet.alignment._rough import Rough, in_float32
 from weldnet.alignment._seen import Seen, State
 from weldnet.structure import Place, Space
 
@@ -43,6 +44,7 @@ class SpacePool:
         device: where scores are to lie.
         seen: what earlier visits have computed; None if scores cannot be kept.
         marks: what the scores in a place depend on, as it is now; asked if there is ``seen``.
+        rough: products in less than float32, if that is wanted of this space.
     """
 
     space: Space
@@ -50,6 +52,7 @@ class SpacePool:
     device: torch.device
     seen: Seen | None = None
     marks: Callable[[Place], list[State]] = lambda place: []
+    rough: Rough | None = None
 
     def scores(self, k: int) -> Tensor:
         """Return how well the units of network ``k`` fit the universe, shape (units, universe)."""
@@ -60,10 +63,31 @@ class SpacePool:
         return self.seen.total(marks, lambda places: self._sum(k, [entries[place] for place in places]))
 
     def _sum(self, k: int, entries: Sequence[Entry]) -> Tensor:
+        if self.rough is None:
+            return self._add(k, entries)
+        bricks = [(entry.pool, entry.weight) for entry in entries if isinstance(entry.pool, BrickPool)]
+        total = self._add(k, [entry for entry in entries if isinstance(entry.pool, BrickPool)])
+        rows = self.rough.rows(self.space.size, self.device)
+        expected = torch.zeros(len(rows), self.space.size, device=self.device)
+        for pool, weight in bricks:
+            expected.add_(pool.some_scores(k, rows), alpha=weight)
+        if not self.rough.is_near(total, rows, expected):
+            self._be_exact(self.rough)
+            return self._add(k, entries)
+        return total.add_(self._add(k, [entry for entry in entries if not isinstance(entry.pool, BrickPool)]))
+
+    def _add(self, k: int, entries: Sequence[Entry]) -> Tensor:
         total = torch.zeros(self.space.size, self.space.size, device=self.device)
         for entry in entries:
             total.add_(entry.pool.scores(k), alpha=entry.weight)
         return total
+
+    def _be_exact(self, rough: Rough) -> None:
+        rough.exact.add(self.space.name)
+        self.rough = None
+        for entry in self.entries:
+            if isinstance(entry.pool, BrickPool):
+                entry.pool.multiply = in_float32
 
     def split_scores(self, k: int, apart: Mapping[Place, str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scores, and the sums over some of the places, by the names that ``apart`` gives them."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from weldnet.alignment._rough import Multiply, in_float32
 from weldnet.alignment._seen import State, mark_in
 from weldnet.structure import Brick, Place
 
@@ -91,6 +92,7 @@ class BrickPool:
         totals: sums over the networks; None for a pair.
         before: a network's coupling when its scores were last asked for; all places of a space share it.
         hold: keep what was read for the scores until the coupling that follows from them is known, or read it again.
+        multiply: how matrices are multiplied for the scores.
     """
 
     place: Place
@@ -100,6 +102,7 @@ class BrickPool:
     totals: Totals | None = None
     before: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     hold: bool = True
+    multiply: Multiply = in_float32
     _found: list[Tensor] = field(default_factory=list[Tensor])
 
     def scores(self, k: int) -> Tensor:
@@ -111,13 +114,28 @@ class BrickPool:
             if self.totals is None:
                 rest = brick.cut(self.read(brick.tensor, 0))
             else:
-                rest = _without(self.totals.of(brick, self.couplings), moved, own, left=left)
+                rest = _without(self.totals.of(brick, self.couplings), moved, own, self.multiply, left=left)
                 self._found += [moved] if self.hold else []
-            rows, others = (t.flatten(1) if left else t.flatten(0, 1).T for t in (moved, rest))
-            result = rows @ others.T if result is None else result.addmm_(rows, others.T)
+            found = self.multiply(_rows(moved, left=left), _rows(rest, left=left).T)
+            result = found if result is None else result.add_(found)
         if self.totals is not None and not torch.equal(self.before.get(k, own[:0]), own):
             self.before.clear()
             self.before[k] = own.clone()
+        assert result is not None
+        return result
+
+    def some_scores(self, k: int, units: Tensor) -> Tensor:
+        """Return the scores of some of network ``k``'s units in float32, shape (some, universe); couplings are soft."""
+        own, result = self.couplings[self.place.space][k - 1], None
+        for brick in self.bricks:
+            part, left = brick.cut(self.read(brick.tensor, k)), self.place is brick.left
+            some = self._across(brick, part.index_select(0 if left else 2, units), k)
+            total = self.totals.of(brick, self.couplings) if self.totals else brick.cut(self.read(brick.tensor, 0))
+            found = _rows(some, left=left) @ _rows(total, left=left).T
+            if self.totals is not None:  # less the network's own share: what is compared is brought back, not all of it
+                back = self._across(brick, some, k, back=True)
+                found -= _rows(back, left=left) @ _rows(part, left=left).T @ own
+            result = found if result is None else result.add_(found)
         assert result is not None
         return result
 
@@ -135,27 +153,39 @@ class BrickPool:
     def _moved(self, brick: Brick, k: int) -> Tensor:
         """Network ``k``'s brick, carried on the side away from the place."""
         part, other = brick.cut(self.read(brick.tensor, k)), brick.other(self.place)
-        return part if other is None else _carry(part, self.couplings[other.space][k - 1], left=other is brick.left)
+        if other is None:
+            return part
+        return _carry(part, self.couplings[other.space][k - 1], self.multiply, left=other is brick.left)
+
+    def _across(self, brick: Brick, part: Tensor, k: int, *, back: bool = False) -> Tensor:
+        """Carry some units' part of a brick on the side away from the place, or along the transposed coupling."""
+        if (other := brick.other(self.place)) is None:
+            return part
+        coupling = self.couplings[other.space][k - 1]
+        return _carry(part, coupling.T if back else coupling, left=other is brick.left)
 
 
-def _carry(part: Tensor, coupling: Tensor, *, left: bool) -> Tensor:
+def _rows(brick: Tensor, *, left: bool) -> Tensor:
+    """One row for every unit of a side."""
+    return brick.flatten(1) if left else brick.flatten(0, 1).T
+
+
+def _carry(part: Tensor, coupling: Tensor, multiply: Multiply = in_float32, *, left: bool) -> Tensor:
     """Carry one side of a brick along integer sources or a soft matrix."""
     if coupling.dtype == torch.int64:
         return part.index_select(0 if left else 2, coupling)
     if left:
-        return (coupling.T @ part.flatten(1)).view(part.shape)
-    return (part.flatten(0, 1) @ coupling).view(part.shape)
+        return multiply(coupling.T, part.flatten(1)).view(part.shape)
+    return multiply(part.flatten(0, 1), coupling).view(part.shape)
 
 
-def _without(total: Tensor, moved: Tensor, coupling: Tensor, *, left: bool) -> Tensor:
+def _without(total: Tensor, moved: Tensor, coupling: Tensor, multiply: Multiply, *, left: bool) -> Tensor:
     """Return the sum of the other networks: the total less what one network adds to it."""
     if coupling.dtype == torch.int64:
         return total - _carry(moved, coupling, left=left)
     if left:
-        rest = torch.addmm(total.flatten(1), coupling.T, moved.flatten(1), alpha=-1)
-    else:
-        rest = torch.addmm(total.flatten(0, 1), moved.flatten(0, 1), coupling, alpha=-1)
-    return rest.view(total.shape)
+        return multiply(coupling.T, moved.flatten(1), total.flatten(1)).view(total.shape)
+    return multiply(moved.flatten(0, 1), coupling, total.flatten(0, 1)).view(total.shape)
 
 
 def _states(brick: Brick, couplings: Mapping[str, Tensor]) -> list[State]:

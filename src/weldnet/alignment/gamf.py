@@ -14,6 +14,7 @@ from weldnet.affinity import Gaussian, InnerProduct, Kernel, VectorNorm
 from weldnet.alignment._ascent import WEIGHTINGS, Ascent, by_norm, start
 from weldnet.alignment._evidence import add_activations
 from weldnet.alignment._method import Alignment, Problem
+from weldnet.alignment._rough import PRECISIONS, Precision, Rough
 from weldnet.alignment._sweeps import hard_sweeps
 from weldnet.alignment._tree import Tree
 from weldnet.assignment import Potentials, block_sinkhorn, sinkhorn, standardise
@@ -61,6 +62,9 @@ class Gamf:
         activations: how much the activations count; with 1, those of unlike units differ as much as what their weights
             say. Needs unlabelled inputs, and the inner product of edges.
         samples: inputs to look at, at most.
+        precision: of the products behind soft couplings: ``"bfloat16"`` saves time where the processor is made for it
+            and spaces are wide, ``"tf32"`` is for CUDA devices. Scores are held to a sample in float32; spaces where
+            more than 1% of their spread is off are scored in float32, as are nested spaces and the Hungarian sweeps.
 
     Source: Liu et al., "Deep Neural Network Fusion via Graph Matching", ICML 2022, in the general form of
     ``docs/methods.md``; defaults by the study in ``docs/results/gamf-defaults.md``.
@@ -80,6 +84,7 @@ class Gamf:
     tolerance: float = 1e-3
     activations: float = 0.0
     samples: int = 1024
+    precision: Precision = "float32"
     name = "gamf"
     order_invariant = True
     equivariant = True
@@ -101,6 +106,7 @@ class Gamf:
             "tolerance": (0 <= self.tolerance < 1, "at least 0 and below 1"),
             "activations": (0 <= self.activations < math.inf, "0 or more"),
             "samples": (self.samples >= 2, "2 or more"),
+            "precision": (self.precision in PRECISIONS, ", ".join(PRECISIONS)),
         }
         for option, (fine, allowed) in limits.items():
             if not fine:
@@ -111,6 +117,11 @@ class Gamf:
             raise UsageError(
                 f"gamf: activations is {self.activations} and they are compared by inner products; leave sigma and "
                 "affinity at their defaults"
+            )
+        if self.precision != "float32" and (self.affinity == "vector" or self.sigma != math.inf):
+            raise UsageError(
+                f"gamf: precision is {self.precision!r}, which is for inner products of edges; leave sigma and "
+                "affinity at their defaults, or precision at float32"
             )
 
     @property
@@ -123,8 +134,11 @@ class Gamf:
         weights = ascent = start(problem, self.weighting, by_norm(problem))
         if self.activations:
             ascent = add_activations(weights, problem, self.name, share=self.activations, samples=self.samples)
-        kept = ascent.resume("hard")
-        soft_sweeps = self._anneal(ascent) if kept is None else int(kept["count"])
+        rough = Rough.of(self.precision, ascent.device)
+        if (kept := ascent.resume("hard")) is None:
+            soft_sweeps, exact = self._anneal(ascent, rough)
+        else:
+            soft_sweeps, exact = int(kept["count"]), list(kept["exact"])
         roots = problem.structure.roots
         directions = itertools.islice(itertools.cycle([roots, roots[::-1]]), self.hard_sweeps)
         count, converged = hard_sweeps(ascent, self._kernel(), directions, settled=self.hard_settled)
@@ -133,6 +147,7 @@ class Gamf:
             "soft_sweeps": soft_sweeps,
             "sweeps": count,
             "converged": converged,
+            **({"float32_spaces": exact} if rough is not None else {}),
         }
         return weights.alignment(repr(self), stats, problem.names)
 
@@ -141,11 +156,16 @@ class Gamf:
             return VectorNorm()
         return InnerProduct() if self.sigma == math.inf else Gaussian(self.sigma, self.tolerance)
 
-    def _anneal(self, ascent: Ascent) -> int:
-        """Bring the couplings from uniform to nearly hard, then to the nearest permutations; count the sweeps."""
+    def _anneal(self, ascent: Ascent, rough: Rough | None) -> tuple[int, list[str]]:
+        """Bring the couplings from uniform to nearly hard, then to the nearest permutations.
+
+        Returns:
+            The number of sweeps, and the spaces that rough products were too far off for.
+        """
         kernel = self._kernel()
         roots = ascent.structure.roots
         ascent.soften()
+        ascent.multiply_with(rough)
         warm: dict[str, Potentials] = {}
         temperatures = list(_temperatures(self.tau, self.gamma, self.tau_min))
         limit = max(1, round(self.sweeps / len(ascent.moving)))
@@ -153,6 +173,9 @@ class Gamf:
         if (kept := ascent.resume("anneal")) is not None:
             step, sweep, count = (int(kept[key]) for key in ("step", "sweep", "count"))
             warm |= _potentials(kept["tensors"])
+            if rough is not None:
+                rough.exact.update(kept["exact"])
+        exact: list[str] = []
         while step < len(temperatures):
             order, before = (roots, roots[::-1]) if count % 2 == 0 else (roots[::-1], roots)
             count, sweep = count + 1, sweep + 1
@@ -163,10 +186,12 @@ class Gamf:
             moved = sum(_visit(ascent, kernel, root, rule) for root in order if root != seen)
             if sweep == limit or moved <= self.settled * max(1, sum(s.size for s in ascent.structure.spaces)):
                 step, sweep = step + 1, 0
-            ascent.keep("anneal", {"step": step, "sweep": sweep, "count": count}, _tensors(warm))
+            exact = [] if rough is None else sorted(rough.exact)
+            ascent.keep("anneal", {"step": step, "sweep": sweep, "count": count, "exact": exact}, _tensors(warm))
+        ascent.multiply_with(None)
         ascent.harden()
         ascent.keep("hard", {"sweeps": 0, "converged": False})
-        return count
+        return count, exact
 
 
 def _tensors(warm: Mapping[str, Potentials]) -> dict[str, Tensor]:
