@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from weldnet import models
 from weldnet.affinity import InnerProduct
 from weldnet.alignment import Problem
 from weldnet.alignment._ascent import Ascent, start
-from weldnet.alignment._sweeps import hard_sweeps
-from weldnet.structure import bricks_of
+from weldnet.alignment._sweeps import Assignments, hard_sweeps, strangers
+from weldnet.assignment import best_permutation
+from weldnet.errors import AlignmentError
+from weldnet.structure import Space, bricks_of
 
 
 class Joined(nn.Module):
@@ -143,3 +146,63 @@ def test_hard_sweeps_end_once_no_more_than_the_settled_share_moves():
     short, converged = moved_by_sweep(0.02)
     assert converged
     assert short == whole[: first + 1]
+
+
+# -- spaces that do not touch one another ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_runs_of_strangers_are_the_order_cut_where_two_share_a_tensor(case):
+    ascent = ascent_of(case, 2)
+    order = ascent.structure.roots
+    runs = list(strangers(ascent, order))
+    assert [space for run in runs for space in run] == list(order)
+    tensors = {s.name: {p.tensor for p in ascent.structure.places_of(s.name)} for s in order}
+    for run in runs:
+        for one, other in itertools.combinations(run, 2):
+            assert not tensors[one.name] & tensors[other.name]
+    for run, after in itertools.pairwise(runs):
+        assert any(tensors[space.name] & tensors[after[0].name] for space in run)
+    assert max(map(len, runs)) > 1 or case != "resnet20"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_assignments_in_other_threads_change_nothing(case, count, monkeypatch):
+    ends: list[dict[str, torch.Tensor]] = []
+    for threads in (1, 4):
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        ascent = ascent_of(case, count)
+        hard_sweeps(ascent, InnerProduct(), itertools.repeat(ascent.structure.roots, 30))
+        ends.append(dict(ascent.couplings))
+    for name, coupling in ends[0].items():
+        assert torch.equal(ends[1][name], coupling)
+
+
+def test_assignments_run_beside_one_another_and_come_back_in_order():
+    spaces = [Space(f"s{n}", 2) for n in range(6)]
+    drawn: list[str] = []
+    meeting = threading.Barrier(3, timeout=30)
+
+    def tables():
+        for number, space in enumerate(spaces):
+            drawn.append(space.name)
+            yield space, torch.eye(2)[[number % 2, 1 - number % 2]]
+
+    def solve(scores: torch.Tensor) -> torch.Tensor:
+        meeting.wait()  # passes only if three are solved at once
+        return best_permutation(scores)
+
+    with pytest.MonkeyPatch.context() as patch, Assignments(3) as assignments:
+        patch.setattr("weldnet.alignment._sweeps.best_permutation", solve)
+        found = assignments.solve(tables())
+        first = next(found)
+        assert drawn == ["s0", "s1", "s2", "s3"]  # one more than are solved, no further
+        results = [first, *found]
+    assert [space.name for space, _, _ in results] == [space.name for space in spaces]
+    assert [source.tolist() for _, _, source in results] == [[0, 1], [1, 0]] * 3
+
+
+def test_an_assignment_that_fails_in_another_thread_says_why():
+    with Assignments(2) as assignments, pytest.raises(AlignmentError, match="NaN"):
+        list(assignments.solve([(Space("s", 2), torch.full((2, 2), torch.nan))]))

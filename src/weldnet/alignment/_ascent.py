@@ -181,17 +181,17 @@ class Ascent:
         """Say that a rule leaves a root space, and what is nested in it, where they are now."""
         self._settled[root.name, rule] = self._situation(root)
 
-    def _situation(self, root: Space) -> list[State]:
-        """Mark the couplings of a tree of spaces and of all spaces that share a tensor with it."""
+    def near(self, root: Space) -> tuple[str, ...]:
+        """Return the spaces that share a tensor with a tree of spaces, and their trees; it is among them."""
         if root.name not in self._near:
             tensors = [p.tensor for space in self._family(root.name) for p in self.structure.places_of(space)]
             spaces = [p.space for tensor in dict.fromkeys(tensors) for p in self.structure.places_in(tensor)]
             self._near[root.name] = tuple(dict.fromkeys(name for space in spaces for name in self._family(space)))
+        return self._near[root.name]
+
+    def _situation(self, root: Space) -> list[State]:
         return [
-            mark_in(kept, name)
-            for name in self._near[root.name]
-            for kept in (self.couplings, self.inner)
-            if name in kept
+            mark_in(kept, name) for name in self.near(root) for kept in (self.couplings, self.inner) if name in kept
         ]
 
     def _family(self, space: str) -> tuple[str, ...]:

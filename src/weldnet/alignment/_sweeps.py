@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import final
 
 import torch
 from torch import Tensor
@@ -14,7 +18,7 @@ from weldnet.alignment._tree import Best, Only, Rule, Tree, is_entangled
 from weldnet.assignment import best_permutation
 from weldnet.structure import Space
 
-__all__ = ["assign", "hard_sweeps", "random_orders"]
+__all__ = ["hard_sweeps", "random_orders"]
 
 
 def hard_sweeps(
@@ -43,15 +47,61 @@ def hard_sweeps(
         if converged:
             return sweeps, True
         orders = itertools.islice(orders, sweeps, None)
-    for order in orders:
-        sweeps += 1
-        ascent.begin(f"sweep {sweeps}", order)
-        moved = sum(assign(ascent, root, kernel, free) for root in order)
-        converged = moved <= settled * units
-        ascent.keep("hard", {"sweeps": sweeps, "converged": converged})
-        if converged:
-            return sweeps, True
+    # One assignment ahead is enough to keep a disk or a device busy, and more scores need memory.
+    with Assignments(1 if ascent.workspace is not None else torch.get_num_threads()) as assignments:
+        for order in orders:
+            sweeps += 1
+            ascent.begin(f"sweep {sweeps}", order)
+            moved = sum(assign(ascent, group, kernel, assignments, free) for group in strangers(ascent, order))
+            converged = moved <= settled * units
+            ascent.keep("hard", {"sweeps": sweeps, "converged": converged})
+            if converged:
+                return sweeps, True
     return sweeps, False
+
+
+def strangers(ascent: Ascent, order: Sequence[Space]) -> Iterator[list[Space]]:
+    """Cut an order of root spaces into runs in which no two share a tensor: visits there do not touch one another."""
+    run: list[Space] = []
+    near: set[str] = set()
+    for root in order:
+        if root.name in near:
+            yield run
+            run, near = [], set()
+        run.append(root)
+        near.update(ascent.near(root))
+    if run:
+        yield run
+
+
+@final
+class Assignments(AbstractContextManager["Assignments"]):
+    """Linear assignments in other threads, while the scores of the next spaces are computed in this one.
+
+    SciPy's solver leaves Python's lock alone. At most ``count`` run at once; the oldest is waited for when more come.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._threads = ThreadPoolExecutor(count)
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def solve(self, tables: Iterable[tuple[Space, Tensor]]) -> Iterator[tuple[Space, Tensor, Tensor]]:
+        """Yield every space with its scores and its best permutation, in the order given."""
+        waiting: deque[tuple[Space, Tensor, Future[Tensor]]] = deque()
+        for space, scores in tables:
+            table = scores.cpu()
+            waiting.append((space, table, self._threads.submit(best_permutation, table)))
+            if len(waiting) > self.count:
+                yield _solved(*waiting.popleft())
+        while waiting:
+            yield _solved(*waiting.popleft())
+
+
+def _solved(space: Space, table: Tensor, found: Future[Tensor]) -> tuple[Space, Tensor, Tensor]:
+    return space, table, found.result()
 
 
 def random_orders(roots: Sequence[Space], count: int, generator: torch.Generator) -> Iterator[list[Space]]:
@@ -60,26 +110,84 @@ def random_orders(roots: Sequence[Space], count: int, generator: torch.Generator
         yield [roots[i] for i in torch.randperm(len(roots), generator=generator).tolist()]
 
 
-def assign(ascent: Ascent, root: Space, kernel: Kernel, free: frozenset[str] | None = None) -> int:
-    """Give every network in turn the best hard couplings of a root space and what is nested in it, if ``free``.
+def assign(
+    ascent: Ascent,
+    group: Sequence[Space],
+    kernel: Kernel,
+    assignments: Assignments,
+    free: frozenset[str] | None = None,
+) -> int:
+    """Give every network in turn the best hard couplings of some root spaces and what is nested in them, if ``free``.
+
+    Args:
+        ascent: the networks, with hard couplings.
+        group: root spaces of which no two share a tensor.
+        kernel: how alike features are.
+        assignments: solves them.
+        free: spaces that may move; all if None.
 
     Returns:
         How many units moved, of all networks together.
     """
     rule = kernel, None if free is None else frozenset(free)
-    if ascent.is_settled(root, rule):
-        return 0
-    moved = _assign(ascent, root, kernel, free)
-    if not moved:
-        ascent.settle(root, rule)
+    waiting = [root for root in group if not ascent.is_settled(root, rule)]
+    trees = {root.name: ascent.structure.tree(root.name) for root in waiting}
+    entangled = {name for name, tree in trees.items() if is_entangled(ascent.structure, tree)}
+    flat = [root for root in waiting if len(trees[root.name]) == 1 and root.name not in entangled]
+    # A pair's pools hold nothing; those of more networks may hold the features of all.
+    together = max(1, len(flat)) if len(ascent.moving) == 1 else assignments.count + 1
+    moved: dict[str, int] = {}
+    for first in range(0, len(flat), together):
+        moved |= _assign_flat(ascent, flat[first : first + together], kernel, assignments)
+    for root in waiting:
+        if root.name in moved:
+            continue
+        if len(trees[root.name]) == 1:
+            moved[root.name] = _assign_entangled(ascent, root, kernel)
+        else:
+            moved[root.name] = _assign_tree(ascent, root, kernel, root.name in entangled, free)
+    for root in waiting:
+        if not moved[root.name]:
+            ascent.settle(root, rule)
+    return sum(moved.values())
+
+
+def _assign_flat(ascent: Ascent, spaces: Sequence[Space], kernel: Kernel, assignments: Assignments) -> dict[str, int]:
+    pools = {space.name: ascent.pool(space, kernel) for space in spaces}
+    moved = dict.fromkeys(pools, 0)
+    for k in ascent.moving:
+        for space, scores, found in assignments.solve((space, pools[space.name].scores(k)) for space in spaces):
+            old = ascent.couplings[space.name][k - 1].clone()
+            source = found.to(old)
+            if _improves(scores, source, old):
+                moved[space.name] += int((source != old).sum())
+                ascent.put(space.name, k, whole=source)
+                pools[space.name].replace(k, source)
     return moved
 
 
-def _assign(ascent: Ascent, root: Space, kernel: Kernel, free: frozenset[str] | None) -> int:
+def _assign_entangled(ascent: Ascent, space: Space, kernel: Kernel) -> int:
+    """Assign a space that a tensor has on two axes, so that its scores hold only while one of them stays."""
+    pool = ascent.pool(space, kernel)
+    moved = 0
+    for k in ascent.moving:
+        scores = pool.scores(k)
+        old = ascent.couplings[space.name][k - 1].clone()
+        source = best_permutation(scores).to(old)
+        if not _improves(scores, source, old):
+            continue
+        before = ascent.fit([space], kernel, k)
+        ascent.put(space.name, k, whole=source)
+        if _higher(ascent.fit([space], kernel, k), before):
+            moved += int((source != old).sum())
+            pool = ascent.pool(space, kernel)
+        else:
+            ascent.put(space.name, k, whole=old)
+    return moved
+
+
+def _assign_tree(ascent: Ascent, root: Space, kernel: Kernel, entangled: bool, free: frozenset[str] | None) -> int:
     tree = ascent.structure.tree(root.name)
-    entangled = is_entangled(ascent.structure, tree)
-    if len(tree) == 1:
-        return _assign_flat(ascent, root, kernel, entangled)
     pools = Tree(ascent, root, kernel)
     allowed = [space.name for space in tree if free is None or space.name in free]
     best = Only(Best(), frozenset(allowed))
@@ -95,31 +203,6 @@ def _assign(ascent: Ascent, root: Space, kernel: Kernel, free: frozenset[str] | 
                 moved += climbed
                 break
             pools = Tree(ascent, root, kernel)
-    return moved
-
-
-def _assign_flat(ascent: Ascent, space: Space, kernel: Kernel, entangled: bool) -> int:
-    pool = ascent.pool(space, kernel)
-    moved = 0
-    for k in ascent.moving:
-        scores = pool.scores(k)
-        old = ascent.couplings[space.name][k - 1].clone()
-        source = best_permutation(scores).to(old)
-        if not _improves(scores, source, old):
-            continue
-        units = int((source != old).sum())
-        if not entangled:
-            moved += units
-            ascent.put(space.name, k, whole=source)
-            pool.replace(k, source)
-            continue
-        before = ascent.fit([space], kernel, k)
-        ascent.put(space.name, k, whole=source)
-        if _higher(ascent.fit([space], kernel, k), before):
-            moved += units
-            pool = ascent.pool(space, kernel)
-        else:
-            ascent.put(space.name, k, whole=old)
     return moved
 
 
