@@ -1,11 +1,13 @@
 """What a step must cost at least: floating-point operations and bytes, and this machine's rates for both.
 
-The rates are measured in the same process as the steps: a product of two 1024 x 1024 matrices in float32, and a copy
-of 64 MB. Both, like all steps, in CPU seconds of one thread, so that other work on the machine disturbs them little.
+The rates are measured in the same process as the steps, and for steps of milliseconds around each of their runs: a
+product of two 1024 x 1024 matrices in float32, and a copy of 64 MB into memory that is there. Both, like all steps, in
+CPU seconds of one thread, so that other work on the machine disturbs them little.
 """
 
 from __future__ import annotations
 
+import functools
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +37,12 @@ class Work:
         return Work(self.flops * times, self.bytes * times)
 
 
+@functools.cache
+def _arrays() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = torch.randn(1 << 24)
+    return torch.randn(1024, 1024), torch.randn(1024, 1024), x, torch.empty_like(x)
+
+
 @dataclass(frozen=True)
 class Rates:
     """What this machine does in a CPU second."""
@@ -43,12 +51,10 @@ class Rates:
     bytes: float
 
     @staticmethod
-    def measure() -> Rates:
-        a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-        x = torch.randn(1 << 24)
-        y = torch.empty_like(x)
-        product = min(cpu_seconds(lambda: a @ b, 9)[0])
-        copy = min(cpu_seconds(lambda: y.copy_(x), 9)[0])
+    def measure(rounds: int = 9) -> Rates:
+        a, b, x, y = _arrays()
+        product = min(cpu_seconds(lambda: a @ b, rounds)[0])
+        copy = min(cpu_seconds(lambda: y.copy_(x), rounds)[0])
         return Rates(2 * 1024**3 / product, 4 * x.numel() / copy)
 
     def floor(self, work: Work) -> float:
@@ -65,6 +71,17 @@ def cpu_seconds(step: Callable[[], Any], rounds: int = ROUNDS, warm: bool = True
         result = step()
         seconds.append(time.process_time() - start)
     return seconds, result
+
+
+def beside(step: Callable[[], Any], work: Work, rounds: int) -> tuple[list[float], list[float]]:
+    """Run a step several times, and measure the rates between its runs; return the seconds and the floors."""
+    step()
+    seconds: list[float] = []
+    floors: list[float] = []
+    for _ in range(rounds):
+        seconds += cpu_seconds(step, ROUNDS, warm=False)[0]
+        floors.append(Rates.measure(3).floor(work))
+    return seconds, floors
 
 
 def middle(seconds: list[float]) -> float:

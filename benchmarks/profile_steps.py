@@ -5,7 +5,7 @@
     PYTHONPATH=old/src python benchmarks/profile_steps.py --label before     # another version of the sources
     python benchmarks/profile_steps.py --page docs/results/speed.md          # writes the page from the records
 
-One process a case and part, one thread; CPU seconds, medians of five (of fewer where a case takes minutes). A floor is
+One process a case and part, one thread; CPU seconds, medians of five, of 75 where a step takes milliseconds. A floor is
 what the step's matrix products and bytes take at the rates that the same process measures (``floors.py``).
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from floors import ROUNDS, Rates, Work, assignments, cpu_seconds, middle, peak_mb, size_of, sweep
+from floors import ROUNDS, Rates, Work, assignments, beside, cpu_seconds, middle, peak_mb, size_of, sweep
 from torch import Tensor, nn
 
 import weldnet
@@ -31,6 +31,7 @@ from weldnet import models, records
 from weldnet.affinity import InnerProduct
 from weldnet.alignment import Alignment, Gamf, Problem
 from weldnet.alignment._ascent import start
+from weldnet.alignment._rough import Precision
 from weldnet.assignment import Permutation, best_permutation
 from weldnet.fusion import average
 
@@ -79,7 +80,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "llama-1.1b (meta)": (_llama, lambda: {"input_ids": torch.zeros(1, 8, dtype=torch.long)}),
 }
 ALIGNED = ("mlp", "vgg11 x 1/4", "vgg11 x 1/2", "vgg11", "resnet18", "resnet50")
-SLOW = ("vgg11", "resnet18", "resnet50", "vit-b/16")  # gamf once, not five times
+SHORT = 15  # times five rounds, where one takes milliseconds
 
 
 def steps(name: str) -> list[dict[str, Any]]:
@@ -89,20 +90,24 @@ def steps(name: str) -> list[dict[str, Any]]:
     pair = [make() for _ in range(1 if name.endswith("(meta)") else 2)]
     x = example()
     rates = Rates.measure()
-    rounds = 1 if name in SLOW[1:] or len(pair) == 1 else ROUNDS
+    rounds = 1 if len(pair) == 1 else ROUNDS
     seconds, structure = cpu_seconds(lambda: weldnet.capture(pair[0], x), rounds, warm=rounds > 1)
     found = [_row("capture", seconds, None if len(pair) == 1 else _forward(pair[0], x), parameters=_count(pair[0]))]
     if len(pair) == 1:
         return found
     states = [dict(net.state_dict()) for net in pair]
     moved = _permuted(structure)
+    copied = Work(bytes=size_of(states[1]))
     work: list[tuple[str, Callable[[], Any], Work]] = [
-        ("transport", lambda: weldnet.transport(states[1], structure, moved["b"]), Work(bytes=size_of(states[1]))),
+        ("copy into new memory", lambda: {key: tensor.clone() for key, tensor in states[1].items()}, copied),
+        ("transport", lambda: weldnet.transport(states[1], structure, moved["b"]), copied),
         ("average", lambda: average(states), Work(bytes=1.5 * size_of(states[1]))),
         ("assignment", lambda: _assign(structure), assignments(structure)),
     ]
     for step, run, least in work:
-        found.append(_row(step, cpu_seconds(run, rounds)[0], rates.floor(least)))
+        short = cpu_seconds(run, 1)[0][0] < 0.1
+        seconds, floors = beside(run, least, SHORT if short else 1)
+        found.append(_row(step, seconds, middle(floors)))
     problem = Problem(structure, {"a": states[0], "b": states[1]})
     if not any(space.parent for space in structure.spaces):
         runs = [_affinity(problem, seed) for seed in range(rounds + 1)]
@@ -110,7 +115,7 @@ def steps(name: str) -> list[dict[str, Any]]:
     return found
 
 
-def gamf(name: str) -> list[dict[str, Any]]:
+def gamf(name: str, precision: Precision = "float32") -> list[dict[str, Any]]:
     """Measure a whole alignment, against the products of the sweeps that it made."""
     make, example = CASES[name]
     torch.manual_seed(0)
@@ -119,10 +124,11 @@ def gamf(name: str) -> list[dict[str, Any]]:
     before = peak_mb()
     problem = Problem(structure, {"a": pair[0].state_dict(), "b": pair[1].state_dict()})
     with torch.no_grad():
-        seconds, found = cpu_seconds(lambda: Gamf()(problem), 1 if name in SLOW else ROUNDS, warm=name not in SLOW)
+        seconds, found = cpu_seconds(lambda: Gamf(precision=precision)(problem), ROUNDS, warm=False)
     least = sweep(structure) * found.stats["soft_sweeps"] + sweep(structure, soft=False) * found.stats["sweeps"]
     stats = {k: found.stats[k] for k in ("objective", "soft_sweeps", "sweeps")}
-    row = _row("gamf", seconds, None, parameters=_count(pair[0]), models_mb=before, **stats)
+    step = "gamf" if precision == "float32" else f"gamf, {precision}"
+    row = _row(step, seconds, None, parameters=_count(pair[0]), models_mb=before, **stats)
     rates = Rates.measure()  # last: its arrays are not to count in the peak
     return [{**row, "floor": rates.floor(least), "gflops_per_s": rates.flops / 1e9, "gb_per_s": rates.bytes / 1e9}]
 
@@ -133,9 +139,7 @@ def fuse(name: str) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     pair = [make() for _ in range(2)]
     before = peak_mb()
-    seconds, result = cpu_seconds(
-        lambda: weldnet.fuse(pair, example(), progress=False), 1 if name in SLOW else ROUNDS, warm=name not in SLOW
-    )
+    seconds, result = cpu_seconds(lambda: weldnet.fuse(pair, example(), progress=False), ROUNDS, warm=False)
     return [{**_row("fuse", seconds, None), "models_mb": before, "shares": result.report.seconds}]
 
 
@@ -148,7 +152,7 @@ def count(number: int, name: str = "vgg11 x 1/4") -> list[dict[str, Any]]:
     before = peak_mb()
     problem = Problem(structure, {str(i): n.state_dict() for i, n in enumerate(networks)})
     with torch.no_grad():
-        seconds, found = cpu_seconds(lambda: Gamf()(problem), 3)
+        seconds, found = cpu_seconds(lambda: Gamf()(problem), ROUNDS)
     stats = {k: found.stats[k] for k in ("objective", "soft_sweeps", "sweeps")}
     return [{**_row(f"gamf, N = {number}", seconds, None, **stats), "models_mb": before}]
 
@@ -156,6 +160,7 @@ def count(number: int, name: str = "vgg11 x 1/4") -> list[dict[str, Any]]:
 PARTS: dict[str, tuple[Callable[[str], list[dict[str, Any]]], tuple[str, ...]]] = {
     "steps": (steps, tuple(CASES)),
     "gamf": (gamf, ALIGNED),
+    "bfloat16": ((lambda name: gamf(name, "bfloat16")), ALIGNED),
     "fuse": (fuse, ("vgg11 x 1/4", "vgg11", "resnet18")),
     **{f"n{n}": ((lambda name, n=n: count(n, name)), ("vgg11 x 1/4",)) for n in (2, 4, 8, 16)},
 }

@@ -11,9 +11,9 @@ from weldnet.records import Record, Records
 HEAD = """# Speed and memory
 
 Measured by us: `python benchmarks/profile_steps.py` (its docstring says how), random weights, one thread. CPU
-seconds, the median of the rounds, on a machine with much other work beside it; so read ratios rather than seconds. The
-floor is what the step's matrix products and bytes take at the rates that the same process measured. That of `gamf`
-counts all affinities of every sweep: what is not computed again saves part of it. "Before" is commit bb5bb40. A dash
+seconds, medians, on a machine with other work beside it; so read ratios rather than seconds. The floor is what the
+step's matrix products and bytes take at the rates that the same process measured, in float32. That of `gamf` counts all
+affinities of every sweep: what is not computed again saves part of it. "Before" is commit bb5bb40. A dash
 was not measured. Peak memory is the growth of the process over the models, in MB. Records: `speed.jsonl`.
 
 | network | step | before, s | floor, s | ratio | after, s | floor, s | ratio | memory before | after |
@@ -43,8 +43,8 @@ and converges in few sweeps, which is why the step from 2 to 4 is the steepest.
 GROWTH = """
 A pair of VGG11 at widths 1/4, 1/2, 1: gamf takes time as width to the power {time:.2f} (fitted), the matrix products of
 its sweeps as width to the power {floor:.2f} (by their floors: counted it is 3, the rest is the rate). Quarter-width
-VGG11: time(N=16) / time(N=4) is {ratio:.2f}; untrained networks make {few:.0f} hard sweeps at N = 4 and {many:.0f} at
-N = 16, which is most of it. With as many sweeps for every N: `docs/performance.md`.
+VGG11: time(N=16) / time(N=4) is {ratio:.2f}, with {few:.0f} hard sweeps at N = 4 and {many:.0f} at N = 16. With as many
+sweeps for every N: `docs/performance.md`.
 
 """
 
