@@ -16,6 +16,8 @@ import weldnet
 from weldnet import models
 from weldnet.affinity import exact_gaussian_affinity, gaussian_affinity
 from weldnet.alignment import Gamf, Problem, WeightMatching
+from weldnet.alignment._sweeps import Assignments
+from weldnet.structure import Space
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 
@@ -77,6 +79,26 @@ def test_align_quarter_vgg11(benchmark, method):
 def test_gamf_against_the_number_of_networks(benchmark, count):
     benchmark.group = "gamf, N quarter-width VGG11 (untrained)"
     benchmark.pedantic(Gamf(), (problem("vgg11", count, width=0.25, bias=False),), rounds=3, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("width", [0.25, 0.5, 1.0])
+def test_gamf_with_fewer_bits(benchmark, width, precision):
+    benchmark.group = f"gamf, VGG11 x {width} (untrained)"
+    method = Gamf(precision=precision)
+    benchmark.pedantic(method, (problem("vgg11", 2, width=width, bias=False),), rounds=1, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_linear_assignments_side_by_side(benchmark, count):
+    benchmark.group = "eight linear assignments of 1024 units, noise"
+    tables = [torch.randn(1024, 1024, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+
+    def solve() -> int:
+        with Assignments(count) as assignments:
+            return len(list(assignments.solve((Space("s", 1024), table) for table in tables)))
+
+    assert benchmark.pedantic(solve, rounds=3, warmup_rounds=1) == len(tables)
 
 
 def problem(name: str, count: int, **options) -> Problem:
