@@ -1,16 +1,17 @@
-"""Where tensors live."""
+"""Where tensors live, and how they get there."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from weldnet.errors import UsageError
 
-__all__ = ["find_device"]
+__all__ = ["find_device", "send"]
 
 
 def find_device(device: str | torch.device | None) -> torch.device | None:
-    """Read a device and try it; None stays None.
+    """Read a device and try it; None stays None. Where it says ``cuda``, the current one's number is added.
 
     Raises:
         UsageError: there is no such device here.
@@ -18,9 +19,34 @@ def find_device(device: str | torch.device | None) -> torch.device | None:
     if device is None:
         return None
     try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
+        return torch.empty(0, device=torch.device(device)).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         why = str(error).strip().partition("\n")[0]
         raise UsageError(f"device {str(device)!r} cannot be used here: {why}; give cpu, or leave it out") from error
-    return target
+
+
+def send(
+    tensor: Tensor,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    *,
+    copy: bool = False,
+    memory_format: torch.memory_format = torch.preserve_format,
+) -> Tensor:
+    """Send a batch to a device, as ``Tensor.to`` does.
+
+    To a GPU it goes from pinned memory: from there the GPU fetches it when its turn has come, and the CPU prepares the
+    next one meanwhile. From ordinary memory the CPU would first wait for all that runs there.
+
+    Args:
+        tensor: on any device; not changed.
+        device: where it is to go.
+        dtype: of the result; its own if None.
+        copy: give a copy also where nothing has to be changed.
+        memory_format: of the result.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device, dtype, copy=copy, memory_format=memory_format)
+    # Converted first: on its way a copy cannot be.
+    ready = tensor.to(dtype=dtype or tensor.dtype, memory_format=memory_format)
+    return ready.pin_memory().to(device, non_blocking=True)

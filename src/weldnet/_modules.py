@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from weldnet.errors import CaptureError, UsageError
 
-__all__ = ["bare", "evaluation_mode", "fast_layout", "forget_cached", "no_module"]
+__all__ = ["bare", "evaluation_mode", "fast_layout", "forget_cached", "home", "no_module", "placed"]
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -47,6 +48,16 @@ def bare(model: nn.Module) -> nn.Module:
         if isinstance(tensor, Tensor):
             _refuse_tensor(model, name, tensor)
     return model
+
+
+def home(model: nn.Module) -> torch.device:
+    """Return where a network lies, by its first parameter; the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def placed(model: nn.Module, device: torch.device | None) -> nn.Module:
+    """Return a network on a device: the very one if it lies there or there is no device, else a copy."""
+    return model if device is None or device == home(model) else copy.deepcopy(model).to(device)
 
 
 def no_module(model: object) -> str:
@@ -88,7 +99,7 @@ def fast_layout(networks: Iterable[nn.Module], inputs: Tensor) -> torch.memory_f
     """
     if inputs.dim() != 4 or not inputs.is_floating_point() or not len(inputs):
         return torch.contiguous_format
-    two = inputs[[0, 0]]  # with a single one every view of the batch is allowed
+    two = torch.cat([inputs[:1], inputs[:1]])  # with a single one every view of the batch is allowed
     for network in networks:
         like = next((p for p in network.parameters() if p.is_floating_point()), inputs)
         try:

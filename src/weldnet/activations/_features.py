@@ -10,7 +10,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from weldnet._modules import evaluation_mode, fast_layout
+from weldnet._arrays import send
+from weldnet._modules import evaluation_mode, fast_layout, home
 from weldnet.activations._inputs import Inputs, unlabelled_batches
 from weldnet.activations._layers import Layer, find_layers, observed
 from weldnet.assignment import Coupling, Permutation
@@ -29,11 +30,10 @@ def run(network: nn.Module, inputs: Tensor) -> object:
     Raises:
         DataError: the network rejects the inputs; the message gives their shape.
     """
-    home = next((p.device for p in network.parameters()), torch.device("cpu"))
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
     try:
         with evaluation_mode(network):
-            return network(inputs.to(home, dtype if inputs.is_floating_point() else inputs.dtype, copy=True))
+            return network(send(inputs, home(network), dtype if inputs.is_floating_point() else None, copy=True))
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(
@@ -60,6 +60,8 @@ class Observer:
     def batches(self, data: Inputs, *, samples: int, batch_size: int = 128) -> Iterator[dict[str, dict[str, Tensor]]]:
         """Yield, batch by batch, each network's outputs by layer: ``{network: {layer: (rows, channels)}}``.
 
+        Rows lie where their network does.
+
         A layer that is called several times gives its rows one call after the other. Networks see the same inputs, so
         that rows of one layer belong together.
         """
@@ -83,9 +85,11 @@ class Observer:
 
     def _inputs(self, data: Inputs, samples: int, batch_size: int) -> Iterator[Tensor]:
         layout: torch.memory_format | None = None
+        first = home(next(iter(self.networks.values())))
         for inputs in unlabelled_batches(data, samples=samples, batch_size=batch_size):
             layout = layout or fast_layout(self.networks.values(), inputs)
-            yield inputs.contiguous(memory_format=layout)
+            # Sent once, for all networks that are there.
+            yield send(inputs, first).contiguous(memory_format=layout)
 
     def places(self, name: str) -> dict[Site, tuple[Place, ...]]:
         """Return where the units lie among the channels of every site that shows some, for one network."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weldnet._arrays import find_device
-from weldnet._modules import bare
+from weldnet._modules import bare, placed
 from weldnet.activations import Inputs
 from weldnet.alignment._auto import AUTO, Choice, Situation, choose_auto
 from weldnet.alignment._diagnose import Diagnosis, SpaceRow, carry_all, diagnose_states
@@ -91,15 +91,15 @@ def align(
             of batches; labels in it are ignored.
         structures: of networks whose widths are not those of ``structure``, by name; for methods that take them.
         seed: of everything random in the method.
-        device: where to compute; the networks' own device if None.
+        device: where to compute; where the first network lies if None. The couplings lie on the CPU.
         options: of the method, if it is given by name.
 
     Returns:
         One coupling for each network and space; the first network's are identities.
 
     Raises:
-        UsageError: an unknown method or option, names that cannot be told apart, or a method that looks at activations
-            without data or modules.
+        UsageError: an unknown method, option or device, names that cannot be told apart, or a method that looks at
+            activations without data or modules.
         AlignmentError: fewer than two networks, or tensors that do not fit the structure.
         WidthError: unequal widths, and a method that needs equal ones.
 
@@ -115,11 +115,15 @@ def align(
     chosen, _ = resolve(method, has_data=data is not None, states=states.values(), **options)
     given = networks.values() if isinstance(networks, Mapping) else networks
     modules = {name: bare(n) for name, n in zip(states, given, strict=True) if isinstance(n, nn.Module)}
+    target = find_device(device) or _device_of(next(iter(states.values()), {}))
+    if chosen.needs_data and len(modules) == len(states):  # they run where everything else is computed
+        modules = {name: placed(module, target) for name, module in modules.items()}
+        states = named_states(modules)
     problem = Problem(
         structure,
         states,
         seed=seed,
-        device=find_device(device),
+        device=target,
         networks=modules if len(modules) == len(states) else None,
         data=data,
         structures=structures or {},
@@ -179,6 +183,10 @@ def named_states(networks: Networks) -> dict[str, Mapping[str, Tensor]]:
         state = bare(network).state_dict() if isinstance(network, nn.Module) else network
         states[name] = {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
     return states
+
+
+def _device_of(state: Mapping[str, Tensor]) -> torch.device | None:
+    return next((tensor.device for tensor in state.values()), None)
 
 
 def _letters(count: int) -> list[str]:

@@ -99,8 +99,8 @@ def diagnose_states(alignment: Alignment, states: States, structure: Structure, 
     equal = all(tuple(states[n][t].shape) == tuple(first[t].shape) for n in names for t in structure.shapes)
     rows: list[SpaceRow] = []
     for space in structure.spaces:
-        grams = _grams(space, structure, [moved[name] for name in names])
-        before = _grams(space, structure, [states[name] for name in names]) if equal else None
+        grams = _grams(space, structure, [moved[name] for name in names]).cpu()
+        before = _grams(space, structure, [states[name] for name in names]).cpu() if equal else None
         shares = [alignment[name][space.name].moved for name in names[1:] if space.name in alignment[name]]
         rows.append(
             SpaceRow(
@@ -135,19 +135,18 @@ def carry_all(
 
 def _grams(space: Space, structure: Structure, states: list[Mapping[str, Tensor]]) -> Tensor:
     """Return the inner products of the networks' rows of every unit, shape (units, networks, networks)."""
-    total = torch.zeros(space.size, len(states), len(states), dtype=torch.float64)
+    home = next((states[0][place.tensor].device for place in structure.places), torch.device("cpu"))
+    total = torch.zeros(space.size, len(states), len(states), dtype=torch.float64, device=home)
     for place in structure.places_of(space.name):
-        rows = _rows(place, structure, states)
-        square = float(rows.square().mean()) if rows.numel() else 0.0
-        if square:
-            total += torch.einsum("juf,kuf->ujk", rows, rows).cpu() / square
+        rows = _rows(place, structure, states, home)
+        square = rows.square().mean()
+        total += torch.where(square > 0, torch.einsum("juf,kuf->ujk", rows, rows) / square, 0)
     for child in structure.children(space.name):
         total += _grams(child, structure, states).unflatten(0, (space.size, child.block)).sum(1)
     return total
 
 
-def _rows(place: Place, structure: Structure, states: list[Mapping[str, Tensor]]) -> Tensor:
-    home = states[0][place.tensor].device
+def _rows(place: Place, structure: Structure, states: list[Mapping[str, Tensor]], home: torch.device) -> Tensor:
     tensors = [state[place.tensor].detach().to(home, torch.float64) for state in states]
     return torch.stack([unit_rows(tensor, structure, place).flatten(1) for tensor in tensors])
 

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
-from weldnet.activations import run
+from weldnet._arrays import send
+from weldnet._modules import home
+from weldnet.activations import Inputs, run, unlabelled_batches
 from weldnet.alignment._method import Problem
 from weldnet.structure import Maps, Structure, carried, output_tensors
 
-__all__ = ["Mixture"]
+__all__ = ["Lesson", "Mixture"]
+
+#: A batch of inputs, and what is to be answered to it.
+Lesson = tuple[Tensor, list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,9 @@ class Mixture:
         names = names or list(found)
         networks = [_by_batch(found[name]) for name in names]
         model = networks[0]
-        home = next((p.device for p in model.parameters()), torch.device("cpu"))
         taken = [n for n in model.state_dict() if n not in problem.structure.aliases]
         states = [problem.states[name] for name in names]
-        stacks = {n: torch.stack([s[n].detach().to(home) for s in states]) for n in taken if n in states[0]}
+        stacks = {n: torch.stack([s[n].detach().to(home(model)) for s in states]) for n in taken if n in states[0]}
         return Mixture(model, networks, problem.structure, stacks)
 
     @property
@@ -53,12 +57,18 @@ class Mixture:
         """What the model computes in."""
         return next((t.dtype for t in self.stacks.values() if t.is_floating_point()), torch.float32)
 
+    def lessons(self, data: Inputs, samples: int, batch_size: int) -> list[Lesson]:
+        """Return batches of two inputs or more, where the model is, with the parents' answers to them."""
+        batches = unlabelled_batches(data, samples=samples, batch_size=batch_size)
+        there = [send(inputs, home(self.model)) for inputs in batches if len(inputs) > 1]
+        return [(inputs, self.targets(inputs)) for inputs in there]
+
     def targets(self, inputs: Tensor) -> list[Tensor]:
         """Return the mean of the parents' outputs."""
         outputs = [output_tensors(run(network, inputs), self.structure.outputs) for network in self.networks]
         return [torch.stack(same).mean(0) for same in zip(*outputs, strict=True) if same[0].is_floating_point()]
 
-    def loss(self, lesson: tuple[Tensor, list[Tensor]], maps: Maps, shares: Tensor | None = None) -> Tensor:
+    def loss(self, lesson: Lesson, maps: Maps, shares: Tensor | None = None) -> Tensor:
         """Return how far the average's outputs are from the targets, from 0 to 2.
 
         Args:
@@ -67,16 +77,17 @@ class Mixture:
             shares: of the networks in the average, all the same if None.
         """
         inputs, targets = lesson
-        given = inputs.to(next(iter(self.stacks.values())).device, self.dtype if inputs.is_floating_point() else None)
+        given = inputs.to(home(self.model), self.dtype if inputs.is_floating_point() else None)
         outputs = output_tensors(
             functional_call(self.model, self._state(maps, shares), (given,)), self.structure.outputs
         )
         outputs = [output for output in outputs if output.is_floating_point()]
         return torch.stack([_distance(o, target) for o, target in zip(outputs, targets, strict=True)]).mean()
 
-    def loss_over(self, lessons: Sequence[tuple[Tensor, list[Tensor]]], maps: Maps) -> float:
+    def loss_over(self, lessons: Sequence[Lesson], maps: Maps) -> float:
         """Return the loss over all inputs."""
-        total = sum(float(self.loss(lesson, maps)) * len(lesson[0]) for lesson in lessons)
+        losses = torch.stack([self.loss(lesson, maps) for lesson in lessons]).cpu().tolist()
+        total = sum(loss * len(inputs) for loss, (inputs, _) in zip(losses, lessons, strict=True))
         return total / sum(len(inputs) for inputs, _ in lessons)
 
     def _state(self, maps: Maps, shares: Tensor | None) -> dict[str, Tensor]:

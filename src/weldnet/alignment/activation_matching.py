@@ -99,8 +99,7 @@ class ActivationMatching:
                     f"activation_matching: layer {site[0]!r} showed {known.samples} sample; one alone correlates with "
                     "nothing: give 2 inputs or more in data="
                 )
-            found = known.scores(self.likeness).cpu()
-            scores[k][place.space] = scores[k].get(place.space, 0) + found
+            scores[k][place.space] = scores[k].get(place.space, 0) + known.scores(self.likeness)
         return scores
 
 
@@ -114,7 +113,9 @@ def _couple(ascent: Ascent, root: Space, k: int, scores: Mapping[str, Tensor]) -
     """Give network ``k`` the best couplings of a root space and what is nested in it, from the leaves up."""
     above: dict[str, Tensor] = {}
     for space in ascent.structure.tree(root.name)[::-1]:
-        total = scores.get(space.name, torch.zeros(space.size, space.size, dtype=torch.float64))
+        total = scores.get(space.name)
+        if total is None:
+            total = torch.zeros(space.size, space.size, dtype=torch.float64, device=ascent.device)
         total = total.to(ascent.device) + above.get(space.name, 0)
         if space.parent is None:
             ascent.couple(root, k, Best().outside(space.name, k, total, ascent.couplings[space.name][k - 1]))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from weldnet.activations import unlabelled_batches
 from weldnet.affinity import InnerProduct
 from weldnet.alignment._ascent import WEIGHTINGS, Ascent, by_norm, start
 from weldnet.alignment._method import Alignment, Problem
@@ -116,8 +116,7 @@ class SinkhornRebasin:
         """Return what is lowered step by step: the loss on one batch of inputs after the other."""
         mixture = Mixture.of(problem, self.name, ascent.names)
         assert problem.data is not None
-        batches = list(unlabelled_batches(problem.data, samples=self.samples, batch_size=self.batch_size))
-        lessons = [(x, mixture.targets(x)) for x in batches if len(x) > 1]
+        lessons = mixture.lessons(problem.data, self.samples, self.batch_size)
         if not lessons:
             raise DataError("sinkhorn_rebasin learns from batches of 2 inputs or more; data= holds none")
         count = len(ascent.names)
@@ -163,7 +162,7 @@ class _Tables:
     def descend(self, steps: Sequence[Callable[[Maps], Tensor]], rate: float) -> list[float]:
         """Take one step of Adam down each of the losses; return what they were."""
         leaves = [table.requires_grad_() for table in (*self.outer.values(), *self.inner.values())]
-        losses: list[float] = []
+        losses: list[Tensor] = []
         if not any(leaf.numel() for leaf in leaves):
             return [0.0]
         adam = torch.optim.Adam(leaves, lr=rate)
@@ -174,10 +173,10 @@ class _Tables:
                 for leaf, gradient in zip(leaves, gradients, strict=True):
                     leaf.grad = gradient
                 adam.step()
-                losses.append(float(loss.detach()))
+                losses.append(loss.detach())
         for leaf in leaves:
             leaf.requires_grad_(False).grad = None
-        return losses
+        return torch.stack(losses).cpu().tolist()  # fetched together: nobody waits for one of them
 
     def plans(self) -> Maps:
         """Return the soft permutations."""
@@ -228,11 +227,15 @@ class _Distance:
     def __call__(self, maps: Maps) -> Tensor:
         """Return ``sum |T_j - T_k|^2`` or ``-sum <T_j, T_k>`` over pairs, both relative to the norms as they lie."""
         ascent, count = self.ascent, len(self.ascent.names)
-        total, scale = torch.zeros(()), 0.0
+        total = torch.zeros((), device=ascent.device)
         for name, stack in ascent.stacks.items():
             moved = torch.cat([stack[:1], carried(stack[1:], ascent.structure, name, maps)]).flatten(1)
             norms, whole = moved.square().sum(), moved.sum(0).square().sum()
             pairs = (norms - whole) / 2 if self.product else count * norms - whole
             total = total.to(pairs) + ascent.weights[name] * pairs
-            scale += ascent.weights[name] * float(stack.square().sum()) * max(1, count - 1)
-        return total / scale if scale else total
+        return total / self._scale if self._scale else total
+
+    @cached_property
+    def _scale(self) -> float:
+        weights, pairs = self.ascent.weights, max(1, len(self.ascent.names) - 1)
+        return sum(weights[n] * float(stack.square().sum()) * pairs for n, stack in self.ascent.stacks.items())

@@ -9,11 +9,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from weldnet.activations import unlabelled_batches
 from weldnet.affinity import InnerProduct
 from weldnet.alignment._ascent import Ascent, start
 from weldnet.alignment._method import Alignment, Problem
-from weldnet.alignment._mixture import Mixture
+from weldnet.alignment._mixture import Lesson, Mixture
 from weldnet.alignment._sweeps import hard_sweeps, random_orders
 from weldnet.assignment import as_matrix, best_inside, best_permutation, unfold
 from weldnet.errors import DataError, UsageError
@@ -67,8 +66,7 @@ class StraightThrough:
         """Align all networks; the universe is given in the order of the first."""
         mixture = Mixture.of(problem, self.name)
         assert problem.data is not None
-        batches = list(unlabelled_batches(problem.data, samples=self.samples, batch_size=self.batch_size))
-        lessons = [(x, mixture.targets(x)) for x in batches if len(x) > 1]
+        lessons = mixture.lessons(problem.data, self.samples, self.batch_size)
         if not lessons:
             raise DataError("straight_through learns from batches of 2 inputs or more; data= holds none")
         ascent = start(problem, "raw")
@@ -126,7 +124,7 @@ class _Scores:
         inner = {s: best_inside(tables).to(tables.device) for s, tables in self.inner.items()}
         return self._maps(outer, inner)
 
-    def learn(self, mixture: Mixture, lesson: tuple[Tensor, list[Tensor]], rate: float) -> None:
+    def learn(self, mixture: Mixture, lesson: Lesson, rate: float) -> None:
         """Take one step against the gradient that the best assignments get."""
         chosen = self.hard()
         tables = [*self.outer.values(), *self.inner.values()]

@@ -49,6 +49,10 @@ def federate(
     write_app: Annotated[
         Path | None, typer.Option("--write-app", metavar="DIR", help="Only write a Flower app, for flwr run DIR.")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="cpu, cuda, ..., instead of what CONFIG says.", show_default=False),
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all settings of CONFIG as YAML and stop.")
     ] = False,
@@ -64,6 +68,8 @@ def federate(
     from weldnet.federated.flower import write_app as write
 
     settings = FederatedConfig.read(config)
+    if device is not None:
+        settings = settings.model_copy(update={"device": device})
     if print_config:
         print_json(settings.model_dump(mode="json")) if json else emit(settings.to_yaml())
         return

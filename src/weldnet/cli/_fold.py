@@ -12,6 +12,7 @@ from weldnet.cli._common import (
     INPUT_HELP,
     MODEL_HELP,
     NETWORKS_HELP,
+    Device,
     Json,
     Outputs,
     Seed,
@@ -40,6 +41,7 @@ def fold(
         bool, typer.Option("--check/--no-check", help="Prove the structure on the wide network first.")
     ] = True,
     seed: Seed = 0,
+    device: Device = None,
     json: Json = False,
 ) -> None:
     """Fold a network into a narrower one of the same architecture, without training data.
@@ -56,24 +58,26 @@ def fold(
     from weldnet.checkpoints import check_writable, provenance, save
     from weldnet.cli._data import load_labelled
     from weldnet.cli._input import make_input
+    from weldnet.cli._method import check_device
     from weldnet.cli._model import build_model
     from weldnet.cli._networks import gather_networks
     from weldnet.evaluation import evaluate
     from weldnet.fusion import fold as fold_network
 
     check_writable(output)
+    check_device(device)
     ((name, wide),) = gather_networks(model, [network]).items()
     narrow = build_model(into)
     labelled = None if data is None else load_labelled(data, "test")
     with stray_prints_to_stderr():
         x = make_input(example_input, wide, seed=seed)
-        folded = fold_network(wide, narrow, x, outputs=parse_outputs(outputs), check=check, seed=seed)
+        folded = fold_network(wide, narrow, x, outputs=parse_outputs(outputs), check=check, seed=seed, device=device)
     config = {"made_by": "fold", "model": model, "into": into, "input": example_input, "check": check}
     save(dict(folded.state_dict()), output, metadata=provenance([network], config, seed))
     found = {
         label: {
             "parameters": sum(p.numel() for p in each.parameters()),
-            **({} if labelled is None else dict(evaluate(each, labelled).scores)),
+            **({} if labelled is None else dict(evaluate(each, labelled, device=device).scores)),
         }
         for label, each in ((name, wide), ("folded", folded))
     }

@@ -108,7 +108,9 @@ def fuse(
     ] = None,
     spaces: Annotated[bool, typer.Option("--spaces", help="Also print how well each space was matched.")] = False,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random. (default: 0)")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="Where to align: cpu, cuda, ...")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Where to compute: cpu, cuda, ... (default: cpu)")
+    ] = None,
     stream: Annotated[
         bool | None,
         typer.Option(

@@ -78,7 +78,7 @@ def align_networks(
         outputs: what counts as output.
         data: unlabelled inputs, for methods that look at activations.
         seed: of everything random.
-        device: where to align.
+        device: where to align, and to run networks for methods that look at activations.
 
     Raises:
         WeldnetError: as `weldnet.capture`, `weldnet.check` and `weldnet.align`.

@@ -11,6 +11,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from weldnet._arrays import find_device
+from weldnet._modules import home, placed
 from weldnet.errors import ModelError, UsageError
 from weldnet.evaluation._scorer import Measure, make_scorer
 
@@ -91,7 +93,7 @@ def barrier(
 
     Raises:
         ModelError: if a tensor is missing in one network or has another shape.
-        UsageError: if there are fewer than two points.
+        UsageError: if there are fewer than two points, or there is no such device.
         DataError: if labelled data does not fit.
 
     >>> flat = barrier(nn.Linear(2, 1), nn.Linear(2, 1), evaluate=lambda model: 1.0, points=3)
@@ -100,9 +102,12 @@ def barrier(
     """
     if points < 2:
         raise UsageError(f"points {points!r} is below 2; a line needs both of its ends")
+    check_same({"a": a.state_dict(), "b": b.state_dict()})
+    # Both go there once, and the networks in between are made there.
+    target = (None if callable(evaluate) else find_device(device)) or home(a)
+    a, b = (placed(network, target) for network in (a, b))
     first, last = a.state_dict(), b.state_dict()
-    check_same({"a": first, "b": last})
-    score = make_scorer(evaluate, device)
+    score = make_scorer(evaluate)
     probe = copy.deepcopy(a).eval()
     positions = tuple(index / (points - 1) for index in range(points))
     found: list[Mapping[str, float]] = []

@@ -85,7 +85,7 @@ def evaluate(
     Raises:
         DataError: if there are no samples, the model rejects the images, or a label has no output.
         ModelError: if the output is not (N, classes).
-        UsageError: if `batch_size` is below one.
+        UsageError: if `batch_size` is below one, or there is no such device.
     """
     (logits,), labels = predict([model], data, batch_size, device)
     return _metrics(logits.log_softmax(1), labels)
@@ -109,7 +109,7 @@ def ensemble_metrics(
     Raises:
         DataError: as `evaluate`.
         ModelError: as `evaluate`, or if the networks have different numbers of classes.
-        UsageError: if there are no models.
+        UsageError: if there are no models, or there is no such device.
     """
     return evaluate_together(models, data, batch_size=batch_size, device=device).ensemble
 
@@ -188,7 +188,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = BINS
         return float("nan")
     # Bins are closed above: a confidence of exactly m / M lies in bin m.
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, index, correct - confidence)
+    gaps = confidence.new_zeros(bins).index_add(0, index, correct - confidence)
     return gaps.abs().sum().item() / len(labels)
 
 

@@ -11,6 +11,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from weldnet._arrays import find_device
+from weldnet._modules import home, placed
 from weldnet.errors import ModelError, UsageError
 from weldnet.evaluation._barrier import check_same, other_scores
 from weldnet.evaluation._scorer import Measure, make_scorer
@@ -85,7 +87,7 @@ def plane(
 
     Raises:
         ModelError: if a tensor is missing or has another shape, or the three lie on one line.
-        UsageError: if there are fewer than two points, or the margin is below 0.
+        UsageError: if there are fewer than two points, the margin is below 0, or there is no such device.
         DataError: if labelled data does not fit.
 
     Source: Garipov et al., "Loss surfaces, mode connectivity, and fast ensembling of DNNs" (2018),
@@ -99,12 +101,14 @@ def plane(
         raise UsageError(f"points {points!r} is below 2; a grid needs at least two on each axis")
     if not margin >= 0 or math.isinf(margin):
         raise UsageError(f"margin {margin!r} must be at least 0")
+    target = (None if callable(evaluate) else find_device(device)) or home(a)
+    check_same({name: network.state_dict() for name, network in zip("abc", (a, b, c), strict=True)})
+    a, b, c = (placed(network, target) for network in (a, b, c))
     states = [network.state_dict() for network in (a, b, c)]
-    check_same(dict(zip("abc", states, strict=True)))
     learned = {name for name, _ in a.named_parameters()}
     width, across, height = _triangle(states, learned)
     corners = ((0.0, 0.0), (width, 0.0), (across, height))
-    score = make_scorer(evaluate, device)
+    score = make_scorer(evaluate)
     probe = copy.deepcopy(a).eval()
 
     def measure(x: float, y: float) -> Mapping[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeAlias, cast
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from weldnet._modules import evaluation_mode, fast_layout
+from weldnet._arrays import find_device, send
+from weldnet._modules import evaluation_mode, fast_layout, home, placed
 from weldnet.data import Split
 from weldnet.errors import DataError, ModelError, UsageError
 from weldnet.structure import output_tensors
@@ -27,24 +27,29 @@ def predict(
 ) -> tuple[list[Tensor], Tensor]:
     """Return the logits (N, classes) of each network and the labels (N,), on the CPU.
 
-    The data is read once, so that the networks see the same samples also where a loader shuffles.
+    The data is read once, so that the networks see the same samples also where a loader shuffles. A batch goes once to
+    each device, and the logits come back all at once.
     """
-    ready = [_moved(model, device) for model in models]
+    target = find_device(device)
+    ready = [placed(model, target) for model in models]
     outputs: list[list[Tensor]] = [[] for _ in ready]
     answers: list[Tensor] = []
     with ExitStack() as stack:
-        for model, _ in ready:
+        for model in ready:
             stack.enter_context(evaluation_mode(model))
         layout: torch.memory_format | None = None
         for images, labels in labelled_batches(data, batch_size):
-            layout = layout or fast_layout([model for model, _ in ready], images)
-            for (model, home), found in zip(ready, outputs, strict=True):
-                fitted = _fitted(images, model).to(home, memory_format=layout)
-                found.append(_forward(model, fitted).float().cpu())
-            answers.append(labels.cpu())
+            layout = layout or fast_layout(ready, images)
+            there: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+            for model, found in zip(ready, outputs, strict=True):
+                kind = home(model), _fitting(images, model)
+                if kind not in there:
+                    there[kind] = send(images, *kind, memory_format=layout)
+                found.append(_forward(model, there[kind]).float())
+            answers.append(labels)
     if not sum(map(len, answers)):
         raise DataError("there are no samples to evaluate on; give at least one labelled image")
-    logits, labels = [torch.cat(found) for found in outputs], torch.cat(answers)
+    logits, labels = [torch.cat(found).cpu() for found in outputs], torch.cat(answers).cpu()
     for found in logits:
         if int(labels.max()) >= found.shape[1]:
             raise DataError(
@@ -52,12 +57,6 @@ def predict(
                 "give data with the classes that the model was trained on"
             )
     return logits, labels
-
-
-def _moved(model: nn.Module, device: torch.device | str | None) -> tuple[nn.Module, torch.device]:
-    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    target = torch.device(device) if device is not None else home
-    return (copy.deepcopy(model).to(target) if target != home else model), target
 
 
 def labelled_batches(data: Labelled, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
@@ -77,10 +76,10 @@ def labelled_batches(data: Labelled, batch_size: int) -> Iterable[tuple[Tensor, 
     return zip(images.split(batch_size), labels.split(batch_size), strict=True)
 
 
-def _fitted(images: Tensor, model: nn.Module) -> Tensor:
-    """Give floating images the precision of the model, so that half-precision networks can be measured too."""
+def _fitting(images: Tensor, model: nn.Module) -> torch.dtype:
+    """Return for floating images the precision of the model, so that half-precision networks can be measured too."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-    return images.to(dtype) if images.is_floating_point() else images
+    return dtype if images.is_floating_point() else images.dtype
 
 
 def _forward(model: nn.Module, images: Tensor) -> Tensor:

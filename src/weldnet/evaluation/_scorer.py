@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-import torch
 from torch import nn
 
 from weldnet.errors import UsageError
@@ -18,18 +17,11 @@ Measure: TypeAlias = Labelled | Callable[[nn.Module], float | Metrics | Mapping[
 """Labelled data, or a function of a network that returns its loss, `Metrics`, or numbers by name with a ``loss``."""
 
 
-def make_scorer(
-    measure: Measure, device: torch.device | str | None = None
-) -> Callable[[nn.Module], Mapping[str, float]]:
-    """Return a function that gives a network's numbers by name, one of which is the ``loss``.
-
-    Args:
-        measure: see :data:`Measure`.
-        device: where to compute on labelled data; by default where the network is.
-    """
+def make_scorer(measure: Measure) -> Callable[[nn.Module], Mapping[str, float]]:
+    """Return a function that gives a network's numbers by name, one of which is the ``loss``."""
 
     def score(network: nn.Module) -> Mapping[str, float]:
-        found = measure(network) if callable(measure) else evaluate(network, measure, device=device)
+        found = measure(network) if callable(measure) else evaluate(network, measure)
         if isinstance(found, Metrics):
             return found.scores
         if not isinstance(found, Mapping):

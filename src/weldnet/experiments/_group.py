@@ -136,8 +136,7 @@ class _Bench:
         """Bring the networks into one order, or leave them in theirs."""
         if method == NAIVE:
             return leave_parents(prepared)
-        device = torch.device(self.context.device)
-        return align_parents(prepared, parse_method(method), Clock(False), data=seen, device=device)
+        return align_parents(prepared, parse_method(method), Clock(False), data=seen)
 
     def results(
         self,
@@ -237,7 +236,7 @@ class _Bench:
         if not count:
             return None
         rows = load_split(self.protocol.dataset, "train", min(count, self.protocol.rows or count))
-        return rows.images.to(self.context.device)
+        return rows.images
 
     def score(self, model: nn.Module) -> dict[str, float]:
         """Return what a network gets on the test rows."""

@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from weldnet._arrays import find_device
 from weldnet.activations import Inputs
 from weldnet.errors import UsageError
 from weldnet.federated._blueprint import Blueprint
@@ -84,13 +85,14 @@ def aggregate(
         began: whether the clients began from the reference; not so in the first round with own initialisations.
         min_updates: how many sound updates a round needs.
         seed: of everything random.
-        device: where to align; the tensors' own device if None.
+        device: where to align, run networks and repair; the tensors' own device if None. The model stays where the
+            reference is.
         data: unlabelled inputs on the server, for methods and repairs that look at activations.
         repair: what is done to the clients' mean: a name from :data:`weldnet.fusion.REPAIRS` or a repair. Any but
             ``"none"`` has all clients in memory at once.
 
     Raises:
-        UsageError: a rule or method that cannot work with these arguments whatever the clients send.
+        UsageError: a rule, method or device that cannot work with these arguments whatever the clients send.
         FusionError: a method that makes the network wider.
 
     Example:
@@ -112,7 +114,7 @@ def aggregate(
         blueprint=blueprint,
         began=began,
         seed=seed * 1_000_003 + round,
-        device=torch.device(device) if device is not None else None,
+        device=find_device(device),
         data=data,
     )
     with torch.no_grad():

@@ -205,7 +205,7 @@ class Federation:
             reference=order.state,
             blueprint=self.blueprint,
             seed=derive_seed(self.config.seed, "align", order.client, order.round),
-            device=torch.device(self.config.device),
+            device=find_device(self.config.device),
             data=data.images if rule.chosen.needs_data else None,
         )
         update = ClientUpdate(client=order.client, state=state, examples=len(data))

@@ -64,7 +64,7 @@ class Proximal:
             if parameter.requires_grad
         ]
 
-    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, int]:
+    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`weldnet.training.Objective`."""
         loss, right = self.labels(logits, rows, batch)
         return loss + self.term(), right

@@ -68,6 +68,7 @@ class LayerRounds:
         blueprint: of the clients' networks as they are now.
         weighting: of the clients in the average.
         seed: of the random order in which clients are matched again.
+        device: where to match; the networks' own device if None.
         done: the spaces that are matched, in order.
         dropped: who is out of the round, and why.
 
@@ -81,6 +82,7 @@ class LayerRounds:
     blueprint: Blueprint
     weighting: Weighting = "examples"
     seed: int = 0
+    device: torch.device | None = None
     done: list[str] = field(default_factory=list[str])
     dropped: list[Dropped] = field(default_factory=list[Dropped])
 
@@ -122,7 +124,7 @@ class LayerRounds:
         if len(sounds) < 2:
             return None
         structure = self.blueprint.structure
-        problem = Problem(structure, {sound.client: sound.state for sound in sounds}, seed=self.seed)
+        problem = Problem(structure, {sound.client: sound.state for sound in sounds}, self.seed, self.device)
         with torch.no_grad():
             space, targets, units = match_space(self.method, problem, self.done)
             self._check_growth(space, units)

@@ -8,6 +8,7 @@ from typing import Literal, final
 
 import torch
 
+from weldnet._modules import placed
 from weldnet.alignment import (
     Alignment,
     AlignmentMethod,
@@ -195,7 +196,7 @@ def _align(method: AlignmentMethod, networks: Mapping[str, Sound | None], settin
         states,
         seed=setting.seed,
         device=setting.device,
-        networks={n: blueprint.module(state) for n, state in states.items()} if watched else None,
+        networks={n: placed(blueprint.module(s), setting.device) for n, s in states.items()} if watched else None,
         data=setting.data,
         structures={n: s.structure for n, s in networks.items() if s and s.structure is not blueprint.structure},
     )

@@ -167,7 +167,7 @@ class _Contrasted:
         """See :class:`weldnet.training.Objective`."""
         self._own = _View(model)
 
-    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, int]:
+    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`weldnet.training.Objective`."""
         loss, right = self.labels(logits, rows, batch)
         with torch.no_grad():

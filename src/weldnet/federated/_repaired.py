@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from weldnet._modules import placed
 from weldnet.alignment import Alignment
 from weldnet.assignment import Permutation
 from weldnet.federated._rule import Combined, Setting
@@ -33,9 +34,13 @@ def repaired(
     states: dict[str, Mapping[str, Tensor]] = {u.client: dict(u.state) for u in updates if u.client in combined.shares}
     own = {c: blueprint.structure_of(s, setting.reference, any_width=True) for c, s in states.items()}
     still = {space.name: Permutation.identity(space.size) for space in structure.spaces}
+
+    def network(state: Mapping[str, Tensor]) -> nn.Module:
+        return placed(blueprint.module(state), setting.device)
+
     averaged = Averaged(
-        blueprint.module(combined.state),
-        {client: blueprint.module(state) for client, state in states.items()},
+        network(combined.state),
+        {client: network(state) for client, state in states.items()},
         combined.shares,
         structure,
         Alignment({client: combined.couplings.get(client) or still for client in states}),
@@ -44,4 +49,4 @@ def repaired(
         seed=setting.seed,
     )
     state = make_repair(repair, averaged.model)(averaged, setting.data).model.state_dict()
-    return {name: state[name].detach().to(tensor.dtype) for name, tensor in combined.state.items()}
+    return {name: state[name].detach().to(tensor) for name, tensor in combined.state.items()}

@@ -61,7 +61,7 @@ class Setting:
         blueprint: what is known about it.
         began: whether the clients began from the reference.
         seed: of everything random.
-        device: where to align; the networks' own device if None.
+        device: where to align, run networks and repair; the networks' own device if None.
         data: unlabelled inputs on the server, for methods that look at activations.
     """
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from weldnet._arrays import find_device
 from weldnet.federated._aggregate import Aggregated, aggregate
 from weldnet.federated._blueprint import Blueprint
 from weldnet.federated._federation import Federation, Order, derive_seed
@@ -123,7 +124,8 @@ class Layered:
         """See :class:`Course`."""
         if self._cycle is None:
             seed = derive_seed(self._federation.config.seed, "layers", number)
-            self._cycle = LayerRounds(self._rule.method, self._federation.blueprint, self._rule.weighting, seed)
+            device = find_device(self._federation.config.device)
+            self._cycle = LayerRounds(self._rule.method, self._federation.blueprint, self._rule.weighting, seed, device)
         expected = self.orders(number, state)[0].state
         if self._cycle.finished:
             return self._finish(updates, expected, state)

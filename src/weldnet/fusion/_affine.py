@@ -71,8 +71,17 @@ def read_rows(module: nn.Module, given: Tensor, chosen: Tensor | None = None) ->
     if chosen is None:
         rows = windows.reshape(math.prod(positions), -1)
     else:
-        rows = windows[torch.unravel_index(chosen, positions)].flatten(1)
+        rows = windows[_unravelled(chosen, positions)].flatten(1)
     return rows.reshape(len(rows), module.groups, -1)
+
+
+def _unravelled(numbers: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """As ``torch.unravel_index``, which copies the sizes to the device and waits for that."""
+    found: list[Tensor] = []
+    for size in reversed(sizes):
+        found.insert(0, numbers % size)
+        numbers = numbers // size
+    return tuple(found)
 
 
 def _padded(module: _ConvNd, given: Tensor) -> tuple[Tensor, Sequence[int]]:

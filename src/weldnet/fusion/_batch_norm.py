@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from weldnet._arrays import send
+from weldnet._modules import home
 from weldnet.activations import Inputs, unlabelled_batches
 from weldnet.errors import DataError, UsageError
 from weldnet.fusion._averaged import Averaged, Repaired
@@ -56,13 +58,12 @@ class BatchNormReset:
         if not has_statistics(model):
             raise UsageError(f"{type(model).__name__} has no BatchNorm statistics to re-estimate; give repair='none'")
         model = copy.deepcopy(model)
-        home = next((p.device for p in model.parameters()), torch.device("cpu"))
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         seen = 0
         with torch.no_grad(), _collecting(model):
             for inputs in self._whole_batches(data):
                 refuse_labels(example, inputs)
-                inputs = inputs.to(home, dtype if inputs.is_floating_point() else inputs.dtype, copy=True)
+                inputs = send(inputs, home(model), dtype if inputs.is_floating_point() else None, copy=True)
                 try:
                     model(inputs)
                 except (RuntimeError, ValueError) as error:

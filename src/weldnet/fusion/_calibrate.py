@@ -93,8 +93,8 @@ def _fit(logits: list[Tensor], targets: list[Tensor]) -> float:
 
     def loss(position: float) -> float:
         scale = math.exp(position)
-        total = sum(float((p * (scale * z).log_softmax(-1)).sum()) for z, p in zip(logits, targets, strict=True))
-        return -total
+        parts = [(p * (scale * z).log_softmax(-1)).sum() for z, p in zip(logits, targets, strict=True)]
+        return -sum(torch.stack(parts).cpu().tolist())
 
     ratio = (math.sqrt(5) - 1) / 2
     low, high = -_RANGE, _RANGE

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from weldnet._arrays import find_device
+from weldnet._modules import home, placed
 from weldnet.activations import Inputs, unlabelled_batches
 from weldnet.alignment import METHODS, AlignmentMethod, describe, resolve
 from weldnet.checkpoints import load_into
@@ -62,7 +63,7 @@ def compare(
         points: on the lines between the first network and the others, for the barrier; 0 leaves it out.
         check: prove the structure on every parent.
         seed: of everything random.
-        device: where to align.
+        device: where to compute, as for :func:`weldnet.fuse`.
         progress: show a bar on stderr, if that is a terminal.
 
     Returns:
@@ -92,7 +93,8 @@ def compare(
         prepared = prepare(
             networks, example_input, Clock(False), outputs=outputs, weights=weights, check=check, seed=seed
         )
-        bench = _Bench(prepared, judge, inputs, points, find_device(device), tick)
+        target, where = find_device(device), home(prepared.parents.first)
+        bench = _Bench(prepared.on(target), judge, inputs, points, where, tick)
         references = bench.references()
         rows = [row for method in asked for row in bench.rows(method, repairs)]
     return Comparison(rows=tuple(rows), references=references, notes=tuple(_notes(judge, points, inputs)))
@@ -111,13 +113,13 @@ def _notes(judge: Any, points: int, inputs: Tensor | None) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Bench:
-    """What all combinations have in common."""
+    """What all combinations have in common; ``home`` is where a judge that is a function gets its networks."""
 
     prepared: Prepared
     judge: Labelled | Judge | None
     inputs: Tensor | None
     points: int
-    device: torch.device | None
+    home: torch.device
     tick: Callable[[str], None]
 
     def references(self) -> tuple[Reference, ...]:
@@ -144,7 +146,7 @@ class _Bench:
             chosen, _ = resolve(method, has_data=seen is not None, states=states)
             name = describe(chosen) if method != "auto" else f"auto: {describe(chosen)}"
             with measured(seen) as effort:
-                aligned = align_parents(self.prepared, chosen, Clock(False), data=seen, device=self.device)
+                aligned = align_parents(self.prepared, chosen, Clock(False), data=seen)
             height = self.barrier(aligned)
         except Exception as error:
             reason = one_reason(error)
@@ -183,7 +185,7 @@ class _Bench:
         """Return what the judge says about a network."""
         if self.judge is None:
             return {}
-        found = self.judge(model) if callable(self.judge) else evaluate(model, self.judge)
+        found = self.judge(placed(model, self.home)) if callable(self.judge) else evaluate(model, self.judge)
         if isinstance(found, Metrics):
             return found.scores
         return dict(found) if isinstance(found, Mapping) else {"score": float(found)}

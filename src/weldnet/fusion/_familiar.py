@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from weldnet._arrays import send
+from weldnet._modules import home
 from weldnet.activations import Inputs, Layer, find_layers, observed, run, unlabelled_batches
 from weldnet.fusion._averaged import Averaged
 from weldnet.fusion._sums import ChannelSums
@@ -24,7 +26,7 @@ def strangeness(averaged: Averaged, data: Inputs | None) -> tuple[str, ...]:
     """
     if data is None:
         return ()
-    batches = list(unlabelled_batches(data, samples=_SAMPLES))
+    batches = [send(inputs, home(averaged.model)) for inputs in unlabelled_batches(data, samples=_SAMPLES)]
     for name, parent in averaged.parents.items():
         norm, sums = _first_norm(averaged, name, parent, batches)
         if norm is None or norm.running_mean is None or norm.running_var is None or not sums.count:

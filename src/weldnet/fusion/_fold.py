@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weldnet._modules import bare
+from weldnet._arrays import find_device
+from weldnet._modules import bare, home, placed
 from weldnet.alignment import fold_couplings, transport
 from weldnet.checkpoints import load_into, match_keys, validate_finite
 from weldnet.structure import capture, require_correspondence
@@ -26,6 +27,7 @@ def fold(
     outputs: str | Sequence[str] | None = None,
     check: bool = True,
     seed: int = 0,
+    device: str | torch.device | None = None,
 ) -> nn.Module:
     """Fold a network into a narrower one of the same architecture, without data.
 
@@ -40,11 +42,13 @@ def fold(
         outputs: what counts as output, as for :func:`weldnet.capture`.
         check: prove the structure on the network first.
         seed: of the groups' starts.
+        device: where to compute; where ``into`` lies if None. Groups are found, and the structure proven, on the CPU.
 
     Returns:
         A network of ``into``'s class and widths, on its device.
 
     Raises:
+        UsageError: there is no such device.
         CheckpointError: other tensors, or NaN or Inf in the weights.
         AlignmentError: the two differ in more than the widths of spaces.
         WidthError: a space with blocks has other widths; or one is wider than the network's.
@@ -56,7 +60,8 @@ def fold(
         >>> weldnet.fold(make(12), make(8), torch.zeros(1, 4))[0].out_features
         8
     """
-    wide, narrow = bare(model), bare(into)
+    narrow = bare(into)
+    wide = placed(bare(model), find_device(device) or home(narrow))
     state = {k: t for k, t in wide.state_dict().items() if isinstance(t, Tensor)}
     match_keys({"model": state, "into": narrow.state_dict()})
     validate_finite(state, "model")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from weldnet._arrays import find_device
-from weldnet._modules import no_module
+from weldnet._modules import home, no_module
 from weldnet._shares import check_size
 from weldnet.activations import Inputs, held, unlabelled_batches
 from weldnet.alignment import AlignmentMethod, Diagnosis, describe, diagnose_states, named_states, resolve
@@ -78,7 +78,8 @@ def fuse(
             one architecture and other widths need a method for that: ``"optimal_transport"``.
         check: prove the structure on every parent before anything is averaged.
         seed: of everything random.
-        device: where to align; the networks' own device if None.
+        device: where to compute: alignment, average, repair, and scores on labelled data; where the network ``into``
+            lies if None. The structure is captured and proven on the CPU. The result lies where ``into`` does.
         progress: show the steps on stderr, if that is a terminal.
         options: of the method, if it is given by name.
 
@@ -86,7 +87,7 @@ def fuse(
         The fused network with alignment, structure and report.
 
     Raises:
-        UsageError: arguments that make no sense together.
+        UsageError: arguments that make no sense together, or a device that is not here.
         CheckpointError: different architectures, or NaN or Inf in the weights.
         ModelError: the networks fail on the example input, or cannot be traced.
         StructureError: renumbering would change a parent's function; nothing was averaged.
@@ -121,7 +122,8 @@ def fuse(
         check=check,
         seed=seed,
     )
-    aligned = align_parents(prepared, chosen, clock, data=data, device=target)
+    given, prepared = prepared.parents, prepared.on(target)
+    aligned = align_parents(prepared, chosen, clock, data=data)
     with clock.step("average"):
         averaged, sized = average_at(size, prepared, aligned)
     with clock.step("repair"):
@@ -141,6 +143,7 @@ def fuse(
             naive.model,
             repaired.model,
             judge,
+            home(given.first),
         )
     if prepared.structures:
         rows = [replace(row, name="naive truncation") if row.role == "naive" else row for row in rows]
@@ -176,7 +179,8 @@ def fuse(
         "check": check,
         "seed": seed,
     }
-    return Fusion(repaired.model, alignment, averaged.structure, report, config, parents.fingerprints())
+    model = repaired.model.to(home(given.first))
+    return Fusion(model, alignment, averaged.structure, report, config, given.fingerprints())
 
 
 def _with_statistics(naive: Averaged, mend: Repair, data: Inputs | None) -> nn.Module:

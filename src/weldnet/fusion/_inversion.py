@@ -88,9 +88,10 @@ def _fit(
             loss = _misfit(parents, free)
             if loss is None or not loss.requires_grad:
                 return None
-            if not losses or float(loss.detach()) < min(losses):
+            now = float(loss.detach())
+            if not losses or now < min(losses):
                 best = free.detach().to(batch, copy=True)
-            losses.append(float(loss.detach()))
+            losses.append(now)
             (free.grad,) = torch.autograd.grad(loss, [free])
             for group in adam.param_groups:
                 group["lr"] = rate * (1 + math.cos(math.pi * step / max(1, steps))) / 2

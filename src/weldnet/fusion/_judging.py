@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from weldnet._modules import placed
 from weldnet.activations import Inputs
 from weldnet.alignment import Alignment
 from weldnet.errors import UsageError
@@ -48,15 +50,19 @@ def scored(
     naive: nn.Module,
     fused: nn.Module,
     judge: Labelled | Judge | None,
+    device: torch.device,
 ) -> list[Row]:
-    """Fill in what the judge says about the parents, their ensemble, the naive and the fused network."""
+    """Fill in what the judge says about the parents, their ensemble, the naive and the fused network.
+
+    A judge that is a function gets networks on ``device``, where the user gave them.
+    """
     whole = [*rows, Row("naive average", "naive"), Row("fused", "fused")]
     networks = [*(modules[row.name] for row in rows), naive, fused]
     if judge is not None and not callable(judge):
         return _on_data(whole, networks, len(rows), judge)
     if judge is None:
         return whole
-    values = [judge(network) for network in networks]
+    values = [judge(placed(network, device)) for network in networks]
     scores = [dict(value) if isinstance(value, Mapping) else {"score": float(value)} for value in values]
     return [replace(row, scores=found) for row, found in zip(whole, scores, strict=True)]
 

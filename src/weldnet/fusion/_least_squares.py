@@ -54,7 +54,8 @@ class Ridge:
         if ridge == 0 and not bool(alive.all()):
             raise DataError(vague)
         try:
-            self._factor = torch.linalg.cholesky(matrix + weight[:, None, None] * torch.eye(matrix.shape[1]).to(matrix))
+            eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+            self._factor = torch.linalg.cholesky(matrix + weight[:, None, None] * eye)
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise DataError(vague) from error
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weldnet._modules import fast_layout
+from weldnet._arrays import send
+from weldnet._modules import fast_layout, home
 from weldnet.activations import Inputs, unlabelled_batches
 from weldnet.errors import DataError
 from weldnet.fusion._averaged import Averaged
@@ -17,6 +18,8 @@ def gather(
     name: str, averaged: Averaged, data: Inputs | None, samples: int, batch_size: int
 ) -> tuple[list[Tensor], int]:
     """Return the first unlabelled inputs as batches that every pass sees in the same order, and their number.
+
+    They are sent to the network's device once, for all passes.
 
     Args:
         name: of the repair, for messages.
@@ -30,7 +33,8 @@ def gather(
     """
     if data is None:
         raise DataError(f"repair {name!r} needs unlabelled inputs; give data=, or repair='none'")
-    batches = list(unlabelled_batches(data, samples=samples, batch_size=batch_size))
+    where = home(averaged.model)
+    batches = [send(x, where) for x in unlabelled_batches(data, samples=samples, batch_size=batch_size)]
     count = sum(map(len, batches))
     if count < 2:
         raise DataError("there is only one unlabelled input and a deviation needs two; give more data")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weldnet._modules import bare
+from weldnet._modules import bare, home, placed
 from weldnet.activations import Inputs
 from weldnet.alignment import (
     Alignment,
@@ -98,6 +98,16 @@ class Prepared:
         """Return the structure of one network."""
         return self.structures.get(name, self.structure)
 
+    def on(self, device: torch.device | None) -> Prepared:
+        """Return the same with all networks on one device, the one of the network in whose order the fused one is if
+        None; networks that lie elsewhere are copied.
+        """
+        target = device or home(self.parents.first)
+        modules = {name: placed(module, target) for name, module in self.parents.modules.items()}
+        if all(modules[name] is module for name, module in self.parents.modules.items()):
+            return self
+        return replace(self, parents=replace(self.parents, modules=modules, states=named_states(modules)))
+
     def carried(self, couplings: Mapping[str, Mapping[str, Coupling]]) -> dict[str, dict[str, Tensor]]:
         """Return all parents' tensors in the universe."""
         return {
@@ -150,9 +160,8 @@ def align_parents(
     clock: Clock,
     *,
     data: Inputs | None = None,
-    device: torch.device | None = None,
 ) -> Aligned:
-    """Align the networks and carry them to the universe; errors as `weldnet.fuse`."""
+    """Align the networks, where the first one lies, and carry them to the universe; errors as `weldnet.fuse`."""
     parents = prepared.parents
     order = sorted(parents.states, key=lambda name: name != parents.into)  # the universe's network first
     with clock.step("align"), torch.no_grad():
@@ -160,7 +169,7 @@ def align_parents(
             prepared.structure,
             {name: parents.states[name] for name in order},
             seed=prepared.seed,
-            device=device,
+            device=home(parents.first),
             networks=parents.modules,
             data=data,
             structures=prepared.structures,

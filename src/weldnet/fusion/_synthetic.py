@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from weldnet._arrays import send
+from weldnet._modules import home
 from weldnet.activations import Inputs
 from weldnet.errors import DataError, UsageError
 from weldnet.fusion._averaged import Averaged, Repaired
@@ -55,7 +57,7 @@ class Synthetic:
         Raises:
             DataError: the network takes something else than one tensor.
         """
-        inputs = make_inputs(averaged.example_input, self.count, averaged.seed)
+        inputs = send(make_inputs(averaged.example_input, self.count, averaged.seed), home(averaged.model))
         fitted = None
         if self.steps and inputs.is_floating_point():
             fitted = invert(averaged, inputs, steps=self.steps, rate=self.rate)

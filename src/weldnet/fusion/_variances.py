@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from weldnet._arrays import send
+from weldnet._modules import home
 from weldnet.activations import Inputs, find_layers, observed, run, unlabelled_batches
 from weldnet.fusion._averaged import Averaged, Repaired
 from weldnet.fusion._sums import ChannelSums
@@ -21,7 +23,9 @@ def with_variances(averaged: Averaged, repaired: Repaired, data: Inputs | None) 
     """Add the variances before and after to what a repair measured, if there are inputs to measure them on."""
     if data is None or "variance" in repaired.numbers:
         return repaired
-    found = variances(averaged, repaired.model, list(unlabelled_batches(data, samples=_SAMPLES)))
+    where = home(averaged.model)
+    batches = [send(inputs, where) for inputs in unlabelled_batches(data, samples=_SAMPLES)]
+    found = variances(averaged, repaired.model, batches)
     return replace(repaired, numbers={**repaired.numbers, "variance": found})
 
 

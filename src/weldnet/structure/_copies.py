@@ -32,10 +32,12 @@ _ENUMERATED = 1 << 20
 
 
 def own_copy(model: nn.Module, *, weightless: bool = False) -> nn.Module:
-    """Copy a model, in eval mode; what shares memory in the model does so in the copy.
+    """Copy a model to the CPU, in eval mode; what shares memory in the model does so in the copy.
+
+    On a GPU the same model runs as other operations (fused recurrent cells, say). On the CPU it is the same everywhere.
 
     Args:
-        model: not changed.
+        model: not changed; what is on the meta device stays there.
         weightless: put the copy on the meta device.
 
     Raises:
@@ -44,7 +46,7 @@ def own_copy(model: nn.Module, *, weightless: bool = False) -> nn.Module:
     _refuse_partial_sharing(model)
     if weightless:
         refuse_other_views(model, _persistent(model), _held(model))
-    memo: dict[int, Any] = _on_meta(model) if weightless else _with_shared_memory(model)
+    memo: dict[int, Any] = _on_meta(model) if weightless else {**_from_afar(model), **_with_shared_memory(model)}
     try:
         own = copy.deepcopy(model, memo).eval()
     except Exception as error:
@@ -57,13 +59,15 @@ def own_copy(model: nn.Module, *, weightless: bool = False) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({one_line(error)}); "
             "weldnet traces a copy so that yours stays as it is: give a freshly built model"
         ) from error
+    for module in own.modules():  # a forward pass may make tensors where its module says
+        vars(module).update({n: _end(v) for n, v in vars(module).items() if isinstance(v, torch.device)})
     forget_cached(own)
     return own
 
 
 def own_inputs(example_input: Any) -> Any:
-    """Copy the tensors of an input: a forward pass may write into them."""
-    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), example_input)
+    """Copy the tensors of an input to the CPU, as :func:`own_copy` does: a forward pass may write into them."""
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().to(_end(t.device), copy=True), example_input)
 
 
 def named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -115,13 +119,28 @@ def _is_plain(tensor: Tensor) -> bool:
 # -- copies that share what their originals share --------------------------------------------------
 
 
+def _end(device: torch.device) -> torch.device:
+    """Where the copy of what lies on a device is to lie."""
+    return device if device.type == "meta" else torch.device("cpu")
+
+
+def _from_afar(model: nn.Module) -> dict[int, Tensor]:
+    """Copy the tensors that are on another device to the CPU, by identity."""
+    memo: dict[int, Tensor] = {}
+    for tensor in _held(model):
+        if tensor.is_leaf and tensor.device != _end(tensor.device):
+            near = tensor.detach().cpu()
+            memo[id(tensor)] = nn.Parameter(near, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else near
+    return memo
+
+
 def _with_shared_memory(model: nn.Module) -> dict[int, Tensor]:
     """Copy tensors that share memory, by identity: ``copy.deepcopy`` of a parameter would tear them apart."""
     memo: dict[int, Tensor] = {}
     for sharing in _by_memory([t for t in _held(model) if t.is_leaf]):
         if len(sharing) > 1:
             storage = sharing[0].untyped_storage()
-            own = torch.UntypedStorage(storage.nbytes(), device=storage.device)
+            own = torch.UntypedStorage(storage.nbytes(), device=_end(storage.device))
             memo |= _views(sharing, own if storage.device.type == "meta" else own.copy_(storage))
     return memo
 

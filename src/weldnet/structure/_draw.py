@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from weldnet._modules import bare
+from weldnet.structure._copies import own_copy
 from weldnet.structure._spec import Place, Space, Structure
 from weldnet.structure._trace import call
 from weldnet.structure._tree import axis_words, shape_words, size_words
@@ -62,7 +62,7 @@ def layer_order(model: nn.Module, example_input: Any) -> list[str]:
         ModelError: the model fails on this input.
     """
     order: dict[str, None] = {}
-    model = copy.deepcopy(bare(model)).eval()
+    model = own_copy(bare(model))
     for name, module in model.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
             module.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from weldnet._modules import bare
 from weldnet._words import counted
 from weldnet.errors import ModelError, StructureError
+from weldnet.structure._copies import own_copy, own_inputs
 from weldnet.structure._live import draw_floats, draw_integers, enliven
 from weldnet.structure._move import renumber
 from weldnet.structure._referee import Referee, blame, require_fit
@@ -159,7 +159,7 @@ def live_referee(model: nn.Module, example_input: Any, structure: Structure, gen
     """
     failure: StructureError | None = None
     moved = frozenset(place.tensor for place in structure.places)
-    example = draw_integers(copy.deepcopy(bare(model)).eval(), example_input, generator)
+    example = draw_integers(own_copy(bare(model)), own_inputs(example_input), generator)
     # A model may have no answer to random inputs (a logarithm, say); then the example has to do.
     for x, gain in itertools.product((draw_floats(example, generator), example), GAINS):
 

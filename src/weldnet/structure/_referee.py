@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from weldnet._modules import bare, forget_cached
 from weldnet.errors import ModelError, StructureError
-from weldnet.structure._copies import named_tensors, own_copy, tie
+from weldnet.structure._copies import named_tensors, own_copy, own_inputs, tie
 from weldnet.structure._live import draw_floats
 from weldnet.structure._meta import has_weights
 from weldnet.structure._move import renumber
@@ -132,15 +132,14 @@ def _worst(changes: Iterable[float]) -> float:
 
 def _in_double(model: nn.Module, example_input: Any) -> tuple[nn.Module, Any]:
     """Copy a model and its input to float64 on the CPU, or leave their precision where the model insists on it."""
-    twin = own_copy(model).cpu()
+    twin, single = own_copy(model), own_inputs(example_input)
     _, aliases = named_tensors(model)
-    at_home = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu(), example_input)
-    double = pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, at_home)
+    double = pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, single)
     try:
         call(twin.double(), None, double)
     except ModelError:
-        call(model, None, example_input)  # not a matter of precision: let the model's own error out
-        twin, double = own_copy(model).cpu(), at_home
+        call(own_copy(model), None, single)  # not a matter of precision: let the model's own error out
+        twin, double = own_copy(model), single
     tie(twin, aliases)
     return twin, double
 

@@ -143,6 +143,8 @@ def call(model: nn.Module, state: Mapping[str, Tensor] | None, example_input: An
         way_out = "give an input of the shape and dtype that the model was made for"
         if isinstance(error, OSError):
             way_out = "a forward pass must need no network and no file: load what it needs when the model is built"
+        elif "device" in str(error):
+            way_out = "a copy of it runs on the CPU: let the forward pass take devices from its inputs or weights"
         raise ModelError(
             f"{type(model).__name__} fails on the example input {_shapes(example_input)}: {one_line(error)}; {way_out}"
         ) from error

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weldnet._modules import bare
+from weldnet._arrays import find_device
+from weldnet._modules import bare, home
 from weldnet.activations import Inputs, unlabelled_batches
 from weldnet.checkpoints import tensors_sha256
 from weldnet.data import Split
@@ -58,7 +59,7 @@ def fine_tune(
     Raises:
         DataError: if the model rejects the inputs or has too few outputs for the labels.
         TrainingError: if the loss is not finite, or the saved state is unreadable, unwritable or of another run.
-        UsageError: if `resume` is asked for without a `state_path`.
+        UsageError: if `resume` is asked for without a `state_path`, or there is no such device.
     """
     model = bare(model)
     inputs, labels, name = _labelled(data)
@@ -133,15 +134,15 @@ def distil(
     classes = [check_fits(network, inputs, name) for network in (model, *teachers)]
     if len(set(classes)) > 1:
         raise ModelError(f"the networks have {', '.join(map(str, classes))} classes; parents need those of the model")
-    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    objective = Ensemble(teachers, inputs, name, temperature, torch.device(device or home))
+    target = find_device(device) or home(model)
+    objective = Ensemble(teachers, inputs, name, temperature, target)
     objective.identity = {**objective.identity, "start": tensors_sha256(model.state_dict())}
     return run(
         model,
         objective,
         recipe,
         validation=validation,
-        device=device,
+        device=target,
         state_path=state_path,
         resume=resume,
         progress=progress,

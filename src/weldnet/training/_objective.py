@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weldnet._arrays import send
+from weldnet._modules import home
 from weldnet.checkpoints import tensors_sha256
 from weldnet.errors import DataError
 
@@ -36,8 +38,10 @@ class Objective(Protocol):
         """See the copy that is about to be trained, once, before its first step; most objectives need not."""
         ...
 
-    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, int]:
+    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of a batch, and for how many of its samples the largest logit is the right one.
+
+        Both are single numbers on the logits' device: nobody waits for them here.
 
         Args:
             logits: what the network answers, shape (batch, classes).
@@ -58,11 +62,11 @@ class Labels:
     def attach(self, model: nn.Module) -> None:
         """See :class:`Objective`."""
 
-    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, int]:
+    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Objective`."""
-        labels = self.labels[rows].to(logits.device)
+        labels = send(self.labels[rows], logits.device)
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
-        return loss, int((logits.argmax(1) == labels).sum())
+        return loss, (logits.argmax(1) == labels).sum()
 
 
 class Ensemble:
@@ -82,7 +86,7 @@ class Ensemble:
     def attach(self, model: nn.Module) -> None:
         """See :class:`Objective`."""
 
-    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, int]:
+    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Objective`; right is what the ensemble says."""
         # In float64 a network that is its own teacher has no gradient that Adam could blow up from rounding errors.
         wide = torch.float32 if logits.device.type == "mps" else torch.float64
@@ -91,16 +95,15 @@ class Ensemble:
             answers = [parent(batch).to(wide) for parent in self.networks]
             target = torch.stack([(answer / self.temperature).softmax(1) for answer in answers]).mean(0)
         loss = functional.kl_div((logits / self.temperature).log_softmax(1), target, reduction="batchmean")
-        return self.temperature**2 * loss, int((logits.argmax(1) == target.argmax(1)).sum())
+        return self.temperature**2 * loss, (logits.argmax(1) == target.argmax(1)).sum()
 
 
 def check_fits(model: nn.Module, inputs: Tensor, name: str) -> int:
     """Refuse inputs that the model rejects, before anything is trained; return the number of its classes."""
     probe = copy.deepcopy(model).eval()
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
-            found = probe(inputs[:1].to(device))
+            found = probe(inputs[:1].to(home(model)))
     except (RuntimeError, ValueError) as error:
         first, weight = next(iter(model.named_parameters()), ("", torch.empty(0)))
         raise DataError(

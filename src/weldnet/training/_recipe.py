@@ -100,5 +100,5 @@ def crop_flip(images: Tensor, generator: torch.Generator, margin: int = 4) -> Te
     across, down = torch.randint(0, 2 * margin + 1, (2, count), generator=generator)
     windows = functional.pad(images, (margin,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     cropped = windows[torch.arange(count), :, down, across]
-    mirror = torch.rand(count, generator=generator) < 0.5
+    mirror = (torch.rand(count, generator=generator) < 0.5).to(images.device)
     return torch.where(mirror.view(-1, 1, 1, 1), cropped.flip(3), cropped)

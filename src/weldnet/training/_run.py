@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +15,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from weldnet._modules import fast_layout
+from weldnet._arrays import find_device, send
+from weldnet._modules import fast_layout, home
 from weldnet.data import Split
 from weldnet.errors import DataError, TrainingError, UsageError
 from weldnet.training._objective import Labels, Objective, check_fits, in_layout
 from weldnet.training._recipe import Recipe, crop_flip, lr_factor, make_optimizer
+from weldnet.training._tally import Tally
 
 _log = logging.getLogger(__name__)
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -105,7 +106,7 @@ def train(
         DataError: if the model rejects the images or has too few outputs for the labels.
         TrainingError: if the loss is not finite, or the saved state is unreadable, unwritable or of another
             run.
-        UsageError: if `resume` is asked for without a `state_path`.
+        UsageError: if `resume` is asked for without a `state_path`, or there is no such device.
     """
     check_labels(model, data.images, data.labels, data.name)
     objective = Labels(data.images, data.labels, data.name, recipe.label_smoothing)
@@ -137,8 +138,7 @@ def run(
         raise UsageError("resume=True needs a state_path; give the file that the interrupted run wrote")
     if recipe.augment != "none" and objective.inputs.dim() != 4:
         raise UsageError(f"augment {recipe.augment!r} is for images (N, C, H, W); give augment='none'")
-    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    work = _Run(copy.deepcopy(model), objective, recipe, torch.device(device or home))
+    work = _Run(copy.deepcopy(model), objective, recipe, find_device(device) or home(model))
     path = Path(state_path) if state_path is not None else None
     if path is not None and resume and path.exists():
         work.restore(path)
@@ -147,7 +147,7 @@ def run(
             work.advance(validation, tick)
             if path is not None:
                 work.save(path)
-    trained = in_layout(work.model, torch.contiguous_format).to(home)
+    trained = in_layout(work.model, torch.contiguous_format).to(home(model))
     for module, original in zip(trained.modules(), model.modules(), strict=True):
         module.training = original.training
     return TrainingResult(model=trained, recipe=recipe, history=tuple(work.history))
@@ -157,10 +157,10 @@ class _Run:
     """A training run between two epochs; everything random derives from the seed and the epoch's number."""
 
     def __init__(self, model: nn.Module, objective: Objective, recipe: Recipe, device: torch.device):
+        self.model = model.to(device)
         self.layout = fast_layout([model, *objective.networks], objective.inputs)
         for network in (model, *objective.networks):
             in_layout(network, self.layout)
-        self.model = model.to(device)
         self.objective = objective
         objective.attach(self.model)
         self.recipe = recipe
@@ -172,31 +172,29 @@ class _Run:
     def advance(self, validation: Split | None, tick: Callable[[], None]) -> None:
         """Train one more epoch."""
         start, index = time.perf_counter(), len(self.history)
-        loss = correct = seen = 0.0
+        tally = Tally(index + 1, self.recipe)
         self.model.train()
         with _seeded(self.recipe.seed, index) as generator:
             order = torch.randperm(len(self.objective.inputs), generator=generator)
             for step in range(self.steps):
                 rows = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size]
-                batch_loss, batch_correct = self._step(rows, index * self.steps + step, generator)
-                loss += batch_loss * len(rows)
-                correct += batch_correct
-                seen += len(rows)
+                tally.add(*self._step(rows, index * self.steps + step, generator), len(rows))
                 tick()
+            tally.settle()
         held_out = self._accuracy(validation) if validation is not None else None
         seconds = time.perf_counter() - start
         self.history.append(
             Epoch(
                 epoch=index + 1,
-                loss=loss / seen,
-                accuracy=correct / seen,
+                loss=tally.loss / tally.seen,
+                accuracy=tally.correct / tally.seen,
                 validation=held_out,
                 seconds=seconds,
             )
         )
         _log.info("epoch %d of %d: %s", index + 1, self.recipe.epochs, self.history[-1])
 
-    def _step(self, rows: Tensor, number: int, generator: torch.Generator) -> tuple[float, int]:
+    def _step(self, rows: Tensor, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         images = self.objective.inputs[rows]
         if self.recipe.augment == "crop-flip":
             images = crop_flip(images, generator)
@@ -205,31 +203,26 @@ class _Run:
         self.optimizer.zero_grad()
         images = self._placed(images)
         loss, right = self.objective(self._forward(images), rows, images)
-        if not math.isfinite(loss.item()):
-            raise TrainingError(
-                f"the loss became {loss.item()} in epoch {number // self.steps + 1}, "
-                f"step {number % self.steps + 1}; lower the learning rate ({self.recipe.lr}) "
-                "or check the images for values that are not finite"
-            )
         loss.backward()
         self.optimizer.step()
-        return loss.item(), right
+        return loss.detach(), right
 
     def _placed(self, images: Tensor) -> Tensor:
-        return images.to(self.device, memory_format=self.layout)
+        return send(images, self.device, memory_format=self.layout)
 
     def _forward(self, images: Tensor) -> Tensor:
         half = self.recipe.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
             return self.model(images).float()
 
     @torch.no_grad()
     def _accuracy(self, data: Split) -> float:
         self.model.eval()
-        correct = 0
+        right: list[Tensor] = []
         for images, labels in zip(data.images.split(512), data.labels.split(512), strict=True):
-            correct += int((self._forward(self._placed(images)).argmax(1).cpu() == labels).sum())
-        return correct / len(data)
+            answers = self._forward(self._placed(images)).argmax(1)
+            right.append((answers == send(labels, self.device)).sum())
+        return int(torch.stack(right).sum()) / len(data)
 
     def save(self, path: Path) -> None:
         """Write the state atomically."""
@@ -256,7 +249,8 @@ class _Run:
     def restore(self, path: Path) -> None:
         """Go back to a saved state of this very run."""
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            # Loading puts every tensor where its parameter lies, but for the count of steps, which belongs on the CPU.
+            state = torch.load(path, map_location="cpu", weights_only=True)
             identity, history = state["identity"], [Epoch(**entry) for entry in state["history"]]
         except Exception as error:
             raise TrainingError(f"{path} is not a saved training state; delete it to start afresh") from error
