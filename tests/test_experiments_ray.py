@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
 
 from weldnet import experiments, records
 from weldnet.cli import main
+from weldnet.errors import UsageError
 from weldnet.experiments import Cell, Context, Observer, Outcome, RayCluster, Watch
 
 CONFIG: dict[str, Any] = {
@@ -103,3 +106,23 @@ def test_executors_that_cannot_be_meant_are_refused(tmp_path, monkeypatch, capsy
         assert main(["reproduce", "mnist", "--scale", "smoke", *words]) == 2
         assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_for_a_gpu_asks_for_one(monkeypatch):
+    """By what Ray is told: there is no GPU here, and Ray hides those that nobody asks for."""
+    ray, context = MagicMock(), MagicMock(device="cuda", threads=2)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    cells = [Cell(f"cell {number}", (), None) for number in range(4)]
+    ray.cluster_resources.return_value = {"CPU": 8.0, "GPU": 3.0}
+    ray.get.return_value = ([], [], "", False)
+    ray.remote.return_value.return_value.remote.side_effect = lambda cell, plain: cell.name
+    in_work: list[int] = []
+    ray.wait.side_effect = lambda refs, num_returns: (in_work.append(len(refs)), (refs[:1], []))[1]
+    assert len(list(RayCluster(address="auto").map(cells, context, Watch()))) == 4
+    asked = ray.remote.call_args.kwargs
+    assert (asked["num_cpus"], asked["num_gpus"]) == (2, 1)
+    assert max(in_work) == 3
+    ray.cluster_resources.return_value = {"CPU": 8.0}
+    with pytest.raises(UsageError, match="Ray has no GPU"):
+        list(RayCluster(address="auto").map(cells, context, Watch()))
+    ray.shutdown.assert_called()

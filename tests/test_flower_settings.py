@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,7 @@ from flwr.serverapp import ServerApp
 from federations import config, rounds
 from weldnet.errors import ConfigError, FederatedError, UsageError
 from weldnet.federated.flower import Plan, RunSettings, federate, write_app
+from weldnet.federated.flower._engines import _simulation
 from weldnet.models import mlp
 
 
@@ -118,3 +120,14 @@ def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def test_plans_that_mean_nothing_are_refused(options: dict[str, Any], message: str):
     with pytest.raises(UsageError, match=message):
         Plan(**options)
+
+
+def test_clients_that_train_on_gpus_share_them(monkeypatch):
+    """Ray hides GPUs from clients that have no share in them."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    assert "client-resources-num-gpus" not in _simulation(5, "cpu")
+    many = _simulation(50, "cuda")
+    assert (many["init-args-num-gpus"], many["client-resources-num-gpus"]) == (2, 0.12)
+    assert 16 * many["client-resources-num-gpus"] <= 2
+    assert _simulation(1, "cuda:0")["client-resources-num-gpus"] == 1

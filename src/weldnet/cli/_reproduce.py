@@ -92,9 +92,10 @@ def _run(
 ) -> None:
     from weldnet.cli._method import check_device
     from weldnet.cli._progress import Progress
-    from weldnet.experiments import run_study, summarise
+    from weldnet.experiments import RayCluster, run_study, summarise
 
-    check_device(study.protocol.device)
+    if not (isinstance(executor, RayCluster) and executor.address):  # its machines have devices of their own
+        check_device(study.protocol.device)
     with Progress(f"{study.table.table} {study.scale}") as progress:
         try:
             done = run_study(

@@ -26,16 +26,16 @@ class RayCluster:
     """Works in tasks of Ray; one whose process is killed is noticed, and its cell tried once more.
 
     The run's folder and the cache must be the same files for every machine of the cluster. What a cell says on its way
-    is heard when it is done.
+    is heard when it is done. A cell of a study for GPUs gets one of its own.
 
     Args:
-        workers: how many cells at most are in work; of a cluster as many as its cores allow if None.
+        workers: how many cells at most are in work; of a cluster as many as its cores, and GPUs, allow if None.
         address: of a running cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``; None starts Ray on this machine, and
             stops it in the end.
         memory: bytes that all cells in work may need together, by their estimates; a single one is always let in.
 
     Raises:
-        UsageError: there is no Ray, or no cluster at that address.
+        UsageError: there is no Ray, no cluster at that address, or no GPU in it for a study that needs one.
     """
 
     workers: int | None = None
@@ -51,9 +51,11 @@ class RayCluster:
         plain = context.silent()
         waiting = {cell.name: (cell, 1) for cell in sorted(cells, key=lambda cell: -cell.cost)}
         busy: dict[Any, tuple[Cell, int]] = {}
-        with _started(self.address, self.workers, context.threads) as (ray, workers):
+        # Ray hides GPUs from tasks that ask for none.
+        gpus = int(context.device.startswith("cuda"))
+        with _started(self.address, self.workers, context.threads, gpus) as (ray, workers):
             # Whether a task is tried again is decided here, where it is said too.
-            task = ray.remote(num_cpus=context.threads, max_retries=0, max_calls=0)(_work)
+            task = ray.remote(num_cpus=context.threads, num_gpus=gpus, max_retries=0, max_calls=0)(_work)
             try:
                 while waiting or busy:
                     working = [cell for cell, _ in busy.values()]
@@ -99,7 +101,7 @@ def _heard(ray: Any, ref: Any, cell: Cell, watch: Watch) -> tuple[Outcome, bool]
 
 
 @contextlib.contextmanager
-def _started(address: str | None, workers: int | None, threads: int) -> Iterator[tuple[Any, int]]:
+def _started(address: str | None, workers: int | None, threads: int, gpus: int) -> Iterator[tuple[Any, int]]:
     """Join a cluster, or start Ray on this machine and stop it in the end; give how many cells fit."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -124,7 +126,12 @@ def _started(address: str | None, workers: int | None, threads: int) -> Iterator
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"{where} ({reason}); start one with 'ray start --head', or leave the address out") from error
     try:
-        fits = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
+        has = ray.cluster_resources()
+        fits = max(1, int(has.get("CPU", 1)) // threads)
+        if gpus:
+            fits = min(fits, int(has.get("GPU", 0)))
+        if not fits:
+            raise UsageError("the study computes on cuda, and Ray has no GPU; give --device cpu, or a cluster that has")
         yield ray, min(workers or fits, fits)
     finally:
         ray.shutdown()

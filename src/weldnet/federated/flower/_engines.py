@@ -7,11 +7,12 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final, get_args
 
+import torch
 from flwr.app import Context, RecordDict
 
 from weldnet.errors import FederatedError, UsageError
@@ -175,7 +176,7 @@ def _deploy(settings: RunSettings, plan: Plan, on_round: OnRound, tell: Tell) ->
         tell=tell,
     ) as deployment:
         app = write_app(folder / "app", settings)
-        simulation = _simulation(settings.nodes) if simulated else None
+        simulation = _simulation(settings.nodes, settings.config.device) if simulated else None
         _follow(deployment.flwr, app, settings, simulation, deployment.watch, on_round, tell)
 
 
@@ -192,17 +193,26 @@ def _join(settings: RunSettings, plan: Plan, address: str, on_round: OnRound, te
         tell(f"the run's files are in {settings.folder} on the SuperLink's machine, which is another one")
 
 
-def _simulation(nodes: int) -> dict[str, int]:
-    """One core a client, and no more clients at once than there are cores or clients."""
+def _simulation(nodes: int, device: str) -> dict[str, int | float]:
+    """One core a client, and no more clients at once than there are cores or clients; they share the GPUs.
+
+    Ray hides GPUs from those who have no share.
+    """
     cores = min(nodes, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return {"num-supernodes": nodes, "client-resources-num-cpus": 1, "init-args-num-cpus": max(1, cores)}
+    found: dict[str, int | float] = {"num-supernodes": nodes, "init-args-num-cpus": max(1, cores)}
+    found["client-resources-num-cpus"] = 1
+    gpus = torch.cuda.device_count() if torch.device(device).type == "cuda" else 0
+    if not gpus:
+        return found
+    share = min(100, 100 * gpus // max(1, cores)) / 100
+    return {**found, "init-args-num-gpus": gpus, "client-resources-num-gpus": share}
 
 
 def _follow(
     flwr: Flwr,
     app: Path,
     settings: RunSettings,
-    simulation: dict[str, int] | None,
+    simulation: Mapping[str, int | float] | None,
     watch: Callable[[], None],
     on_round: OnRound,
     tell: Tell,
