@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -17,14 +18,17 @@ from networks import NETWORKS
 from weldnet._arrays import find_device, send
 from weldnet.alignment import METHODS, Alignment, Gamf, OptimalTransport, make_method
 from weldnet.checkpoints import save
+from weldnet.data import Split
 from weldnet.errors import ModelError, UsageError
 from weldnet.evaluation import plane
 from weldnet.fusion import REPAIRS, Rescale, Synthetic
+from weldnet.training import Recipe, train
 
 #: Without the methods that run networks on data.
 CHOSEN = [
     *(make_method(n, **FEW.get(n, {})) for n in METHODS if not make_method(n).needs_data and n != "identity"),
     *(Gamf(sigma=4.0, gamma=0.3), Gamf(affinity="vector", gamma=0.3), OptimalTransport(plan="entropic")),
+    Gamf(precision="bfloat16", gamma=0.3),
 ]
 
 
@@ -144,6 +148,23 @@ def test_a_model_on_the_device_has_the_structure_that_it_has_on_the_cpu(build):
         assert weldnet.power(there, x.to("lazy"), here) == weldnet.power(model, x, here)
         assert is_far(there)
     assert device.there == 0  # the CPU's operations are the same everywhere
+
+
+def test_tensors_and_devices_that_a_module_holds_go_along():
+    """Also those that ``Module.to`` leaves behind; the result's lie where the networks' do."""
+    networks, x = [Tied(), Tied()], torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"data": x, "repair": "data", "check": False, "progress": False}
+    here = weldnet.fuse(networks, x[:1], **options)
+    recipe, split = Recipe(epochs=1, batch_size=8), Split(x, torch.arange(16) % 4, tuple("abcd"), "made")
+    trained = train(Tied(), split, recipe, progress=False)
+    with Accelerator():
+        there = weldnet.fuse(networks, x[:1], device="lazy", **options)
+        again = train(Tied(), split, recipe, device="lazy", progress=False)
+        assert is_far(weldnet.fuse([Tied("lazy"), Tied("lazy")], x[:1], **options).model)
+    assert same_state(here.model, there.model)
+    assert same_state(trained.model, again.model)
+    for model in (there.model, again.model):
+        assert torch.equal(model(x), copy.deepcopy(model)(x))  # all of it is on the CPU
 
 
 class Stubborn(nn.Module):

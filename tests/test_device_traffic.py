@@ -38,6 +38,15 @@ def test_an_alignment_sends_each_tensor_once_and_fetches_what_is_assigned(method
     assert set(numbers(device.fetched)) <= scores | line
 
 
+def test_an_assignment_is_fetched_once():
+    """Of two networks: one table of scores for each space and sweep."""
+    networks = [conv(seed) for seed in range(2)]
+    structure = weldnet.capture(networks[0], X)
+    with Accelerator() as device:
+        found = weldnet.align(networks, structure, method="weight_matching", device="lazy")
+    assert sum(numbers(device.fetched).values()) <= found.stats["sweeps"] * len(structure.spaces)
+
+
 def test_a_fusion_sends_networks_and_inputs_once_a_step():
     networks = [conv(seed) for seed in range(2)]
     options: dict[str, Any] = {"method": "weight_matching", "check": False, "progress": False}

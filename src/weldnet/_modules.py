@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from weldnet.errors import CaptureError, UsageError
 
-__all__ = ["bare", "evaluation_mode", "fast_layout", "forget_cached", "home", "no_module", "placed"]
+__all__ = ["bare", "bring", "evaluation_mode", "fast_layout", "forget_cached", "home", "no_module", "placed"]
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -57,7 +57,22 @@ def home(model: nn.Module) -> torch.device:
 
 def placed(model: nn.Module, device: torch.device | None) -> nn.Module:
     """Return a network on a device: the very one if it lies there or there is no device, else a copy."""
-    return model if device is None or device == home(model) else copy.deepcopy(model).to(device)
+    return model if device is None or device == home(model) else bring(copy.deepcopy(model), device)
+
+
+def bring(model: nn.Module, device: torch.device) -> nn.Module:
+    """Bring a network of one's own to a device, in place.
+
+    As ``Module.to`` does, and with it what modules hold as plain attributes: tensors that are no buffers, and a device
+    on which a forward pass makes tensors.
+    """
+    if device == home(model):
+        return model
+    for module in model.to(device).modules():
+        held = vars(module)
+        held.update({name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)})
+        held.update({name: device for name, value in held.items() if isinstance(value, torch.device)})
+    return model
 
 
 def no_module(model: object) -> str:

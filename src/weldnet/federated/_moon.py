@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weldnet._arrays import find_device
+from weldnet._modules import placed
 from weldnet.errors import ModelError, UsageError
 from weldnet.federated._algorithm import Task, labels_of
 from weldnet.training import Labels, Objective
@@ -160,7 +162,7 @@ class _Contrasted:
         self.labels, self.moon = labels, moon
         self.inputs, self.name = labels.inputs, labels.name
         self.identity: Mapping[str, Any] = {"mu": moon.mu, "temperature": moon.temperature}
-        self.networks = [network.to(device) if device is not None else network for network in (sent, previous)]
+        self.networks = [placed(network, find_device(device)) for network in (sent, previous)]
         self._views = [_View(network) for network in self.networks]
 
     def attach(self, model: nn.Module) -> None:

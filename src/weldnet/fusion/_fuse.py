@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from weldnet._arrays import find_device
-from weldnet._modules import home, no_module
+from weldnet._modules import bring, home, no_module
 from weldnet._shares import check_size
 from weldnet.activations import Inputs, held, unlabelled_batches
 from weldnet.alignment import AlignmentMethod, Diagnosis, describe, diagnose_states, named_states, resolve
@@ -179,7 +179,7 @@ def fuse(
         "check": check,
         "seed": seed,
     }
-    model = repaired.model.to(home(given.first))
+    model = bring(repaired.model, home(given.first))
     return Fusion(model, alignment, averaged.structure, report, config, given.fingerprints())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weldnet._arrays import send
-from weldnet._modules import home
+from weldnet._modules import bring, home
 from weldnet.checkpoints import tensors_sha256
 from weldnet.errors import DataError
 
@@ -81,7 +81,7 @@ class Ensemble:
         self.inputs, self.name, self.temperature = inputs, name, temperature
         prints = [tensors_sha256(parent.state_dict()) for parent in parents]
         self.identity: Mapping[str, Any] = {"parents": prints, "temperature": temperature}
-        self.networks = [copy.deepcopy(parent).eval().to(device).requires_grad_(False) for parent in parents]
+        self.networks = [bring(copy.deepcopy(parent), device).eval().requires_grad_(False) for parent in parents]
 
     def attach(self, model: nn.Module) -> None:
         """See :class:`Objective`."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from weldnet._arrays import find_device, send
-from weldnet._modules import fast_layout, home
+from weldnet._modules import bring, fast_layout, home
 from weldnet.data import Split
 from weldnet.errors import DataError, TrainingError, UsageError
 from weldnet.training._objective import Labels, Objective, check_fits, in_layout
@@ -147,7 +147,7 @@ def run(
             work.advance(validation, tick)
             if path is not None:
                 work.save(path)
-    trained = in_layout(work.model, torch.contiguous_format).to(home(model))
+    trained = bring(in_layout(work.model, torch.contiguous_format), home(model))
     for module, original in zip(trained.modules(), model.modules(), strict=True):
         module.training = original.training
     return TrainingResult(model=trained, recipe=recipe, history=tuple(work.history))
@@ -157,7 +157,7 @@ class _Run:
     """A training run between two epochs; everything random derives from the seed and the epoch's number."""
 
     def __init__(self, model: nn.Module, objective: Objective, recipe: Recipe, device: torch.device):
-        self.model = model.to(device)
+        self.model = bring(model, device)
         self.layout = fast_layout([model, *objective.networks], objective.inputs)
         for network in (model, *objective.networks):
             in_layout(network, self.layout)
