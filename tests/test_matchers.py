@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 import weldnet
@@ -28,6 +29,7 @@ from weldnet.alignment import (
 )
 from weldnet.alignment._ascent import by_norm, start
 from weldnet.alignment._evidence import add_activations
+from weldnet.alignment._first_pass import first_pass
 from weldnet.alignment._line import Line, nodes
 from weldnet.errors import DataError, UsageError
 from weldnet.structure import capture
@@ -50,6 +52,8 @@ def test_three_planted_copies_come_back(method):
 WRONG = [
     ("gamf", {"activations": -1.0}),
     ("gamf", {"samples": 1}),
+    ("weight_matching", {"sweeps": 0}),
+    ("weight_matching", {"begin": "somewhere"}),
     ("activation_matching", {"samples": 1}),
     ("activation_matching", {"look": "sideways"}),
     ("activation_matching", {"likeness": "vibes"}),
@@ -197,6 +201,57 @@ def test_missing_and_unfit_data_is_named():
         weldnet.align(networks, MLP.structure, method=method, data=MLP.unlabelled[:0])
     with pytest.raises(DataError, match=r"shape \(32, 2\)"):
         weldnet.align(networks, MLP.structure, method=method, data=MLP.unlabelled[:, :2])
+
+
+# -- weight matching -------------------------------------------------------------------------------
+
+
+def chain(*sizes: int) -> nn.Sequential:
+    layers = [nn.Linear(m, n) for m, n in itertools.pairwise(sizes)]
+    return nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())][:-1])
+
+
+def strangers(seed: int, *sizes: int) -> Problem:
+    torch.manual_seed(seed)
+    a, b = chain(*sizes).eval(), chain(*sizes).eval()
+    return Problem(capture(a, torch.zeros(2, sizes[0])), {"a": a.state_dict(), "b": b.state_dict()}, seed=seed)
+
+
+def test_the_pass_compares_a_space_by_what_was_matched_before_it():
+    """On a chain: by what writes it, and the last one by what reads it too, because outputs are in one order."""
+    problem = strangers(0, 5, 12, 10, 3)
+    ascent = start(problem, "raw")
+    assert first_pass(ascent)
+    (w1, b1, w2, b2, w3, _), (v1, c1, v2, c2, v3, _) = (list(state.values()) for state in problem.states.values())
+    first = linear_sum_assignment((w1 @ v1.T + torch.outer(b1, c1)).double(), maximize=True)[1]
+    second = linear_sum_assignment((w2 @ v2[:, first].T + torch.outer(b2, c2) + w3.T @ v3).double(), maximize=True)[1]
+    found = [couplings[0].tolist() for couplings in ascent.couplings.values()]
+    assert found == [first.tolist(), second.tolist()]
+
+
+def test_the_pass_finds_better_matches_of_strangers_than_the_identity():
+    gains = [
+        WeightMatching()(problem).stats["objective"] / WeightMatching(begin="identity")(problem).stats["objective"]
+        for problem in (strangers(seed, 20, 40, 40, 40, 10) for seed in range(5))
+    ]
+    assert min(gains) > 1.0
+    assert sum(gains) / len(gains) > 1.02
+
+
+def test_networks_that_have_stayed_in_one_order_stay_in_it():
+    problem = strangers(0, 20, 40, 40, 10)
+    near = {key: tensor + 0.5 * problem.states["b"][key] for key, tensor in problem.states["a"].items()}
+    problem = replace(problem, states={"a": problem.states["a"], "b": near})
+    ascent = start(problem, "raw")
+    assert not first_pass(ascent)
+    assert all(torch.equal(c[0], torch.arange(c.shape[1])) for c in ascent.couplings.values())
+    assert WeightMatching()(problem)["b"] == WeightMatching()(problem)["a"]
+
+
+def test_more_than_two_networks_begin_at_the_identity():
+    problem = RESIDUAL.problem(three(RESIDUAL))
+    found = [WeightMatching(begin=begin)(problem)[name] for begin in ("pass", "identity") for name in "abc"]
+    assert found[:3] == found[3:]
 
 
 # -- straight-through ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from weldnet.affinity import InnerProduct
 from weldnet.alignment._ascent import Ascent, start
+from weldnet.alignment._first_pass import first_pass
 from weldnet.alignment._method import Alignment, Problem
 from weldnet.alignment._mixture import Lesson, Mixture
 from weldnet.alignment._sweeps import hard_sweeps, random_orders
@@ -70,6 +71,7 @@ class StraightThrough:
         if not lessons:
             raise DataError("straight_through learns from batches of 2 inputs or more; data= holds none")
         ascent = start(problem, "raw")
+        first_pass(ascent)
         generator = torch.Generator().manual_seed(problem.seed)
         hard_sweeps(ascent, InnerProduct(), random_orders(problem.structure.roots, _SWEEPS, generator))
         scores = _Scores.of(ascent)

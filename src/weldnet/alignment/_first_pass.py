@@ -1,0 +1,62 @@
+"""A start for hard sweeps: one pass over the spaces, each by what is matched already."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+from weldnet.affinity import InnerProduct, Kernel
+from weldnet.alignment._ascent import Ascent
+from weldnet.alignment._pools import SpacePool
+from weldnet.alignment._sweeps import Assignments, assign
+from weldnet.structure import Place, Space
+
+__all__ = ["first_pass"]
+
+
+def first_pass(ascent: Ascent) -> bool:
+    """Match every root space once, in the network's order, by the tensors whose other units are matched already.
+
+    In networks that have nothing to do with each other, units of the same number are alike by chance only: tensors that
+    lead to spaces not yet visited would add noise. What was found is kept if the objective is above that of the
+    identity, as it is not where the networks have stayed in one order. More than two networks stay as they are: a space
+    would be compared with networks that are not matched either (``docs/results/weight-matching.md``).
+
+    Args:
+        ascent: the networks, with identity couplings; they stay if they are better.
+
+    Returns:
+        Whether the pass was kept.
+    """
+    if len(ascent.names) > 2:
+        return False
+    before = ascent.objective()
+    known = _Known(
+        ascent.structure, ascent.names, ascent.stacks, ascent.weights, ascent.couplings, ascent.inner, ascent.workspace
+    )
+    ascent.begin("first pass", ascent.structure.roots)
+    with Assignments(1) as assignments:
+        for root in ascent.structure.roots:
+            known.visited |= {space.name for space in ascent.structure.tree(root.name)}
+            assign(known, [root], InnerProduct(), assignments)
+    if ascent.objective() > before:
+        return True
+    ascent.stay()
+    return False
+
+
+@dataclass
+class _Known(Ascent):
+    """An ascent whose scores leave out the tensors that lead to spaces not visited yet."""
+
+    visited: Set[str] = frozenset()
+
+    def pool(self, space: Space, kernel: Kernel) -> SpacePool:
+        """Put together how all networks' units fit the universe, over the places that count."""
+        found = super().pool(space, kernel)
+        found.entries = [entry for entry in found.entries if self._counts(entry.place)]
+        return found
+
+    def _counts(self, place: Place) -> bool:
+        others = (p for p in self.structure.places_in(place.tensor) if (p.axes, p.view) != (place.axes, place.view))
+        return all(other.space in self.visited for other in others)
