@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,9 +192,37 @@ def test_fuse_writes_reports_and_the_alignment(cli, pair):
 
 
 def test_fuse_notes_that_a_file_is_given_twice(cli, pair):
-    code, _, err = cli("fuse", pair[0], pair[0], "-o", "f.pt", *BASE)
-    assert code == 0, err
-    assert "weldnet: note: a.safetensors is given twice" in err
+    shutil.copy(pair[0], "copy.safetensors")
+    for other, name in ((pair[0], "a#2"), ("copy.safetensors", "copy")):
+        code, out, err = cli("fuse", pair[0], other, "-o", "f.pt", *BASE)
+        assert code == 0, err
+        assert f"note       '{name}' has the very weights of 'a': one network counts twice in the average." in out
+    assert "very weights" not in cli("fuse", *pair, "-o", "f.pt", *BASE)[1]
+
+
+def test_what_was_there_is_replaced_and_that_is_said(cli, pair):
+    for end in ("wrote f.pt", "wrote f.pt, in place of what was there"):
+        assert cli("fuse", *pair, "-o", "f.pt", *BASE)[2].splitlines()[-1] == f"weldnet: {end}"
+
+
+def test_counters_that_were_halved_with_the_weights_are_read_if_they_are_whole(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = "vgg11?width=0.1&batch_norm=true&image_size=32"
+    for seed, name in enumerate("ab"):
+        network = build_model(model, seed=seed)
+        network(torch.randn(4, 3, 32, 32))
+        checkpoints.save({key: t.half() for key, t in network.state_dict().items()}, f"{name}.safetensors")
+    arguments = ("fuse", "a.safetensors", "b.safetensors", "-o", "f.pt", "--model", model, "--input", "1,3,32,32")
+    assert cli(*arguments)[0] == 0
+    fused = checkpoints.load("f.pt")
+    counters = [tensor for key, tensor in fused.items() if key.endswith("num_batches_tracked")]
+    assert counters
+    assert all(tensor.dtype == torch.int64 and int(tensor) == 1 for tensor in counters)
+    broken = {k: t + 0.5 if k.endswith("tracked") else t for k, t in checkpoints.load("b.safetensors").items()}
+    checkpoints.save(broken, "b.safetensors")
+    code, _, err = cli(*arguments)
+    assert code == 1
+    assert "is torch.float16 but torch.int64 in the model" in err
 
 
 def test_the_help_of_fuse_shows_defaults_and_what_is_required(cli):
@@ -422,11 +453,16 @@ def test_a_prefix_of_some_keys_is_named(cli, pair):
 
 def test_the_names_known_before_torch_are_those_of_the_library():
     from weldnet.alignment import METHODS
-    from weldnet.cli import _early
+    from weldnet.cli import _early, _known
     from weldnet.data import NAMES
     from weldnet.fusion import REPAIRS
+    from weldnet.models import MODELS
     from weldnet.structure import ROUTES
 
+    assert {
+        name: tuple(field.name for field in dataclasses.fields(kind)) for name, kind in METHODS.items()
+    } == _known.METHOD_OPTIONS
+    assert {name: tuple(inspect.signature(make).parameters) for name, make in MODELS.items()} == _known.MODEL_OPTIONS
     assert sorted(METHODS) == sorted(_early.METHOD_NAMES)
     assert sorted(REPAIRS) == sorted(_early.REPAIR_NAMES)
     assert _early.DATA_NAMES == NAMES
@@ -445,6 +481,15 @@ def test_the_names_known_before_torch_are_those_of_the_library():
         ["-o", "a.safetensors"],
         ["gone.pt"],
         ["--data", "nowhere"],
+        ["--option", "sgima=4"],
+        ["--model", "mpl"],
+        ["--model", "mlp?size=4"],
+        ["--model", "gone.py:make"],
+        ["--model", "no_such_package.nets:make"],
+        ["--model", "nets.py"],
+        ["--input", "1,sixty"],
+        ["--input", "1,64:int63"],
+        ["--input", "gone.pt"],
     ],
     ids=str,
 )
@@ -456,7 +501,7 @@ def test_wrong_usage_is_found_before_torch_is_imported(pair, wrong):
         "assert 'torch' not in sys.modules\nsys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.returncode == (1 if wrong == ["gone.pt"] else 2), done.stderr
+    assert done.returncode == (1 if "gone.pt" in wrong else 2), done.stderr
     assert done.stderr.startswith("weldnet: error: ")
     assert done.stderr.count("\n") == 1
 
@@ -518,7 +563,10 @@ def test_train_resumes_where_it_was_interrupted(cli, tmp_path, monkeypatch):
     ]
     code, _, err = cli(*arguments, "parts.pt", "--resume", "--lr", 0.5)
     assert code == 1
-    assert "leave --resume out to start afresh" in err
+    assert "remove that file to start afresh" in err
+    code, _, err = cli(*arguments, "parts.pt")
+    assert code == 2
+    assert "'parts.pt.state' is an unfinished training; go on with it by --resume" in err
     assert not Path("parts.pt").exists()
     assert Path("parts.pt.state").exists()
     assert cli(*arguments, "parts.pt", "--resume")[0] == 0

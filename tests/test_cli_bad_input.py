@@ -143,6 +143,15 @@ def test_a_missing_file(refused, command):
     refused(1, ["'gone.pt'"], command, *files, *(OUT if command == "fuse" else ()), *BASE)
 
 
+@pytest.mark.parametrize("command", ["fuse", "check", "inspect"])
+def test_a_file_that_may_not_be_read_is_refused_by_weldnet(refused, command, monkeypatch):
+    """Not by click, in other words and as wrong usage."""
+    Path("b.pt").write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda path, *_, **__: Path(path).name != "b.pt")
+    files = ["a.pt", "b.pt", *OUT] if command == "fuse" else ["b.pt"]
+    refused(1, ["'b.pt': the file is empty"], command, *files, *BASE)
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 0.99])
 def test_a_truncated_file(refused, suffix, share):
@@ -302,7 +311,7 @@ def test_an_unknown_command_line_option(refused, arguments, words):
 
 
 def test_an_unknown_command(refused):
-    refused(2, ["fuze"], "fuze", "a.pt", "b.pt")
+    assert refused(2, ["fuze", "'fuse'"], "fuze", "a.pt", "b.pt").count("Did you mean") == 1
 
 
 @pytest.mark.parametrize("left_out", ["-o", "--model", "--input"])
@@ -451,10 +460,28 @@ def test_a_disk_that_is_full_at_another_output(refused, extra, monkeypatch):
     refused(1, [extra.partition("=")[2], "No space left"], "fuse", "a.pt", "b.pt", *OUT, *BASE, extra)
 
 
-def test_a_full_disk_while_training(refused, monkeypatch):
-    monkeypatch.setattr("weldnet.checkpoints._save.save_file", _full_after_some)
-    arguments = ("train", "--model", "mlp?sizes=64,4,10", "--data", "digits", "--epochs", 0)
-    refused(1, ["'new/t.safetensors'", "No space left"], *arguments, "-o", "new/t.safetensors")
+def test_a_full_disk_after_training_loses_no_epoch(folder, monkeypatch, capsys):
+    arguments = [
+        "train",
+        "--model",
+        "mlp?sizes=64,4,10",
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "-o",
+        "new/t.safetensors",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr("weldnet.checkpoints._save.save_file", _full_after_some)
+        assert main(arguments) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "'new/t.safetensors'" in said
+    assert "No space left" in said
+    assert [path.name for path in Path("new").iterdir()] == ["t.safetensors.state"]
+    assert main([*arguments, "--resume"]) == 0
+    assert "epoch 1/1" not in capsys.readouterr().err
+    assert [path.name for path in Path("new").iterdir()] == ["t.safetensors"]
 
 
 @pytest.mark.parametrize("where", ["weldnet.checkpoints._save.save_file", "weldnet.fusion._steps.average"])
@@ -489,6 +516,7 @@ def test_an_interrupt_leaves_nothing(refused, where, monkeypatch):
         ("imports:plain", 1, ["'imports'", "ModuleNotFoundError", "not_installed"]),
         ("vgg12", 2, ["'vgg12'", "'vgg11'"]),
         ("mlp?size=4", 2, ["'size'", "did you mean 'sizes'?"]),
+        ("models.py", 2, ["name the factory in it, as in models.py:make"]),
         ("models:", 2, ["'models:'"]),
         (":plain", 2, ["':plain'"]),
     ],

@@ -276,13 +276,16 @@ def test_an_interrupted_training_goes_on_with_resume_to_the_same_network(cli, tr
     assert not Path("parts.pt").exists()
     code, _, err = cli(*arguments, "-o", "parts.pt", "--resume", "--lr", 1)
     assert code == 1
-    assert "leave --resume out to start afresh" in err
+    assert "remove that file to start afresh" in err
+    code, _, err = cli(*arguments, "-o", "parts.pt")
+    assert code == 2
+    assert "'parts.pt.state' is an unfinished training" in err
     assert cli(*arguments, "-o", "parts.pt", "--resume")[0] == 0
     assert same(checkpoints.load("whole.pt"), checkpoints.load("parts.pt"))
 
 
 def test_every_word_after_parents_is_a_parent(cli, trio):
-    rest = ("--model", MODEL, "--data", "digits", "-o", "out.pt", "--epochs", 0)
+    rest = ("--model", MODEL, "--data", "digits", "-o", "out.pt", "--epochs", 1)
     code, _, err = cli("distil", *PARENTS, "c.safetensors", *rest)
     assert code == 2
     assert "Missing argument 'FUSED'" in err
@@ -293,6 +296,12 @@ def test_every_word_after_parents_is_a_parent(cli, trio):
 def test_after_fusing_what_cannot_be_meant_is_refused(cli, trio):
     rest = ("--model", MODEL, "--data", "digits")
     assert "Missing option '--parents'" in cli("distil", trio[0], *rest, "-o", "out.pt")[2]
+    assert "--parents names no file" in cli("distil", trio[0], "--parents", *rest, "-o", "out.pt")[2]
+    assert "--parents names no file" in cli("distil", trio[0], *rest, "-o", "out.pt", "--parents")[2]
+    for command in (("finetune", trio[0]), ("train",), ("distil", trio[0], *PARENTS)):
+        code, _, err = cli(*command, *rest, "-o", "out.pt", "--epochs", 0)
+        assert code == 2
+        assert "'--epochs': 0 is not in the range" in err
     assert "read or written twice" in cli("finetune", trio[0], *rest, "-o", trio[0])[2]
     assert "read or written twice" in cli("distil", trio[0], "--parents", trio[1], *rest, "-o", trio[1])[2]
     assert "no such file" in cli("distil", trio[0], "--parents", "x.pt", *rest, "-o", "out.pt")[2]

@@ -291,6 +291,19 @@ def test_the_barrier_of_a_bowl_is_that_of_its_parabola():
     assert hill.area == pytest.approx(2 / 3, rel=1e-3)
 
 
+def test_a_barrier_and_a_plane_print_as_one_line():
+    values = iter([0.0, 0.0, 3.0, 1.0, 2.0])
+    hill = barrier(Bowl(0, 0), Bowl(1, 0), evaluate=lambda model: next(values), points=5)
+    assert (
+        str(hill) == "barrier 2.0000, area 0.5000 on 5 points: loss 0.0000 and 2.0000 at the ends, 3.0000 at t = 0.50"
+    )
+    flat = barrier(Bowl(0, 0), Bowl(1, 0), evaluate=lambda model: 1.0, points=3)
+    assert str(flat) == "barrier 0.0000, area 0.0000 on 3 points: loss 1.0000 and 1.0000 at the ends"
+    found = str(plane(Bowl(0, 0), Bowl(2, 0), Bowl(0, 1), evaluate=Bowl.loss, points=3, margin=0))
+    assert found.startswith("plane of 3 x 3 points: loss 0.0000 to ")
+    assert "own 0.0000 at (0.00, 0.00), " in found
+
+
 def test_the_area_counts_only_what_lies_above_the_line():
     values = iter([0.0, 1.0, 0.0, -5.0, 0.0])
     found = barrier(Bowl(0, 0), Bowl(1, 0), evaluate=lambda model: next(values), points=5)

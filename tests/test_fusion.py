@@ -341,6 +341,17 @@ def test_the_fused_network_is_the_average_of_aligned_parents():
     assert result.alignment.moved["b"] > 0
 
 
+def test_unlabelled_inputs_that_are_too_few_to_say_much_are_counted():
+    a, b, x = different_pair()
+    some = torch.randn(64, *x.shape[1:], generator=torch.Generator().manual_seed(0))
+    for count, options in ((3, {}), (3, {"method": "activation_matching", "repair": "none"}), (64, {})):
+        notes = fuse([a, b], x, data=some[:count], progress=False, check=False, **options).report.notes
+        assert any(note.startswith(f"there are only {count} unlabelled inputs") for note in notes) == (count < 64)
+    assert not any(
+        "only" in note for note in fuse([a, b], x, data=some[:3], repair="none", progress=False).report.notes
+    )
+
+
 def test_inputs_are_never_changed_nor_shared():
     a, b, x = (copy.deepcopy(m) for m in different_pair())
     a.train()

@@ -487,6 +487,12 @@ def test_what_the_command_refuses(run: Path, refused: Refused):
     assert "missing cannot be read" in refused(1, "missing")
     assert "run/none cannot be read" in refused(1, "run/none")
     assert "there are no records to report; 1 line could not be read" in refused(1, "empty")
+    for document, words in (
+        ({"rows": [], "method": "gamf", "repair": "none"}, "is the report of one fusion"),
+        ({"a": 1}, "is JSON, but not one record a line"),
+    ):
+        Path("one.json").write_text(json.dumps(document, indent=1))
+        assert words in refused(1, "one.json")
     assert "'r.pdf'" in refused(2, "run", "-o", "r.pdf")
     assert "--format 'pdf' is unknown" in refused(2, "run", "--format", "pdf")
     assert "both print on stdout" in refused(2, "run", "--format", "md", "--json")

@@ -527,6 +527,22 @@ def test_a_structure_that_does_not_hold_stops_the_fusion(tmp_path, monkeypatch):
 # -- the command line ------------------------------------------------------------------------------
 
 
+def test_what_averaging_breaks_is_said(tmp_path):
+    def normed() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+    for make, expected in ((normed, True), (perceptron, False)):
+        folder = tmp_path / str(expected)
+        folder.mkdir()
+        _, files = parents(make, 2, folder)
+        files["again"] = files["n1"]
+        result = weldnet.fuse_files(files, X, model=make, out=folder / "out", method="identity", progress=False)
+        said = "\n".join(result.report.notes)
+        assert ("BatchNorm statistics, which are only averaged here" in said) == expected
+        assert "'again' has the very weights of 'n1'" in said
+        assert "not measured" in said
+
+
 def test_the_command_line_streams(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

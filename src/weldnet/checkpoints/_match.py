@@ -69,6 +69,8 @@ def match_states(states: Mapping[str, Mapping[str, Tensor]]) -> None:
 def match_model(state: Mapping[str, Tensor], model: nn.Module, name: str) -> None:
     """Require that a state dict fits a model: the same keys, shapes and kinds (floating, complex, integer).
 
+    Whole numbers in a floating tensor fit an integer one: who halves a checkpoint often halves its counters too.
+
     Of tensors that are tied in the model one is enough (many files leave the others out); where the state
     has several, they must be equal.
 
@@ -179,11 +181,19 @@ def _compare_shapes(state: Mapping[str, Tensor], other: Mapping[str, Tensor], na
 
 def _compare_kinds(state: Mapping[str, Tensor], model: Mapping[str, Tensor], name: str) -> None:
     for key, tensor in model.items():
-        if _kind(state[key]) != _kind(tensor):
+        if _kind(state[key]) != _kind(tensor) and not (_kind(tensor) == "integer" and _is_whole(state[key])):
             raise CheckpointError(
                 f"{name!r}: {listing([key])} is {state[key].dtype} but {tensor.dtype} in the model; "
                 "convert it where the checkpoint is made"
             )
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a floating tensor holds whole numbers only; nobody knows of one without values."""
+    if not tensor.is_floating_point() or tensor.is_meta:
+        return False
+    values = tensor.double()
+    return bool((values.isfinite() & (values == values.round())).all())
 
 
 def _kind(tensor: Tensor) -> str:

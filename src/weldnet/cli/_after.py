@@ -11,7 +11,7 @@ import click
 import typer
 from typer.core import TyperCommand
 
-from weldnet.cli._common import Data, Device, Json, ModelSpec, Seed, emit, interactive, print_json, say
+from weldnet.cli._common import Data, Device, Json, ModelSpec, Seed, Written, emit, interactive, print_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +32,7 @@ def finetune(
     model: ModelSpec,
     data: Data,
     output: Output,
-    epochs: Annotated[int, typer.Option("--epochs", min=0, help="Passes over the training images.")] = 1,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 1,
     lr: Lr = 1e-3,
     batch_size: BatchSize = 128,
     resume: Resume = False,
@@ -44,7 +44,7 @@ def finetune(
 
     After every epoch the state is kept in OUT.state, for --resume; it is removed when the network is written.
     """
-    _check(fused, [], data, output)
+    _check(fused, [], model, data, output, resume)
     from weldnet.cli._data import load_labelled
     from weldnet.training import Recipe, fine_tune
 
@@ -70,7 +70,7 @@ def distil(
     model: ModelSpec,
     data: Data,
     output: Output,
-    epochs: Annotated[int, typer.Option("--epochs", min=0, help="Passes over the images.")] = 3,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the images.")] = 3,
     lr: Lr = 1e-3,
     batch_size: BatchSize = 128,
     temperature: Annotated[float, typer.Option("--temperature", help="Above 1, small probabilities count more.")] = 1.0,
@@ -84,7 +84,7 @@ def distil(
 
     The labels of the test split only score the result. After every epoch the state is kept in OUT.state, for --resume.
     """
-    _check(fused, parents, data, output)
+    _check(fused, parents, model, data, output, resume)
     from weldnet.cli._data import load_unlabelled
     from weldnet.training import Recipe
     from weldnet.training import distil as run
@@ -124,15 +124,28 @@ class Distil(TyperCommand):
                 words.append("--parents")
             if word != "--parents":
                 words.append(word)
-        return super().parse_args(ctx, words if "--parents" in words else args)
+        if "--parents" in args and "--parents" not in words:
+            raise click.UsageError("--parents names no file; give the networks whose ensemble teaches", ctx)
+        return super().parse_args(ctx, words)
 
 
-def _check(fused: Path, parents: list[Path], data: str, output: Path) -> None:
+def _check(fused: Path, parents: list[Path], model: str, data: str, output: Path, resume: bool) -> None:
     """Refuse what cannot be meant, before torch is imported."""
-    from weldnet.cli._early import WRITTEN_SUFFIXES, check_data, refuse_overwriting, refuse_suffix, require_files
+    from weldnet.cli._early import (
+        WRITTEN_SUFFIXES,
+        check_data,
+        refuse_overwriting,
+        refuse_suffix,
+        refuse_unfinished,
+        require_files,
+    )
+    from weldnet.cli._specs import check_specs
+    from weldnet.cli._train import state_of
 
     require_files([fused, *parents])
+    check_specs(model)
     check_data(data)
+    refuse_unfinished(state_of(output), resume)
     refuse_suffix(output, WRITTEN_SUFFIXES)
     refuse_overwriting([output], [fused, *parents])
     from weldnet.checkpoints import check_writable
@@ -165,6 +178,7 @@ def _finish(
     from weldnet.cli._train import keeping_state
     from weldnet.evaluation import evaluate_together
 
+    written = Written.soon(output)
     test = load_labelled(data, "test")
     with keeping_state(output, resume) as state:
         result = work(state)
@@ -180,4 +194,4 @@ def _finish(
         for word, scores in (("before", before), ("after", after)):
             emit(f"{word:6} accuracy {scores['accuracy']:.2%}, loss {scores['loss']:.4f} on the test split")
         emit(f"{result.seconds:.1f} s of training")
-    say(f"wrote {output}")
+    written.say()

@@ -49,7 +49,19 @@ class _Interrupted(BaseException):
 
 
 class _Group(TyperGroup):
-    """Lets an interrupt out as it is."""
+    """Lets an interrupt out as it is, and the commands say what is wrong with a file."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        for parameter in command.params if command is not None else ():
+            if isinstance(parameter.type, click.Path):
+                parameter.type.readable = False  # click would refuse it in words of its own, and as wrong usage
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        return click.Group.resolve_command(self, ctx, args)  # typer's says "Did you mean" once more than click's
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -53,10 +53,14 @@ def barrier(
 
     Checkpoints may be .safetensors, .pt, .pth, .bin, .ckpt, an .index.json, or a folder with one of them.
     """
-    from weldnet.cli._early import check_data, check_method, require_files
+    from weldnet.cli._early import check_data, check_method, check_options, require_files
+    from weldnet.cli._specs import check_specs
 
     require_files([first, second])
+    check_specs(model, example_input)
     check_method(method)
+    options = parse_options(option)
+    check_options(method, options)
     check_data(data)
     from weldnet.alignment import describe
     from weldnet.cli._data import SAMPLES, load_labelled, load_unlabelled
@@ -64,7 +68,7 @@ def barrier(
     from weldnet.cli._networks import align_networks, gather_networks
     from weldnet.evaluation import barrier as measure
 
-    chosen = choose_method(method, parse_options(option), has_data=True)
+    chosen = choose_method(method, options, has_data=True)
     check_device(device)
     networks = gather_networks(model, [first, second])
     images = load_labelled(data, split)

@@ -44,10 +44,12 @@ def check(
     Checkpoints may be .safetensors, .pt, .pth, .bin, .ckpt, an .index.json, or a folder with one of them.
     """
     from weldnet.cli._early import check_route, require_files, require_model
+    from weldnet.cli._specs import check_specs
 
     check_route(route)
     require_files(checkpoints)
     require_model(model, example_input, checkpoints, "check")
+    check_specs(model, example_input)
     from weldnet.cli._input import make_input
     from weldnet.cli._networks import gather_networks
     from weldnet.structure import capture, power

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +32,7 @@ __all__ = [
     "RouteIfAny",
     "Seed",
     "Split",
+    "Written",
     "as_json",
     "emit",
     "interactive",
@@ -104,6 +107,30 @@ RouteIfAny = Annotated[str | None, typer.Option("--route", help=f"{ROUTE_HELP} (
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
 Device = Annotated[str | None, typer.Option("--device", help="Where to compute: cpu, cuda, ...", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files that a command is going to write, and those of them that are there already.
+
+    Args:
+        paths: as the user named them.
+        there: what writing replaces.
+    """
+
+    paths: tuple[Path, ...]
+    there: frozenset[Path]
+
+    @staticmethod
+    def soon(*paths: Path | None) -> Written:
+        """Look for the files before they are written; those that are None are not."""
+        given = tuple(path for path in paths if path is not None)
+        return Written(given, frozenset(path for path in given if os.path.lexists(path)))
+
+    def say(self) -> None:
+        """Tell the person what was written, and what that replaced."""
+        for path in self.paths:
+            say(f"wrote {path}" + (", in place of what was there" if path in self.there else ""))
 
 
 def say(message: str, *, kind: str = "") -> None:

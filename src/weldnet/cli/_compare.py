@@ -17,6 +17,7 @@ from weldnet.cli._common import (
     Json,
     Outputs,
     Seed,
+    Written,
     emit,
     interactive,
     parse_outputs,
@@ -69,12 +70,14 @@ def compare(
         METHOD_NAMES,
         REPAIR_NAMES,
         check_data,
+        check_options,
         close,
         refuse_overwriting,
         refuse_suffix,
         require_files,
         require_model,
     )
+    from weldnet.cli._specs import check_specs
     from weldnet.errors import UsageError
 
     if len(checkpoints) < 2:
@@ -87,9 +90,12 @@ def compare(
         raise UsageError(f"--sort {sort!r} is no column{close(sort, COLUMNS)}; give one of {', '.join(COLUMNS)}")
     asked = _split_options(methods)
     _names("--methods", ",".join(name for name, _ in asked), METHOD_NAMES, ("auto",))
+    for name, options in asked:
+        check_options(name, options)
     mended = _names("--repairs", repairs, REPAIR_NAMES, ())
     require_files(checkpoints)
     require_model(model, example_input, checkpoints, "compare")
+    check_specs(model, example_input)
     check_data(data)
     if output is not None:
         refuse_suffix(output, (".json", ".csv", ".txt"))
@@ -103,6 +109,7 @@ def compare(
 
     if output is not None:
         check_writable(output)
+    written = Written.soon(output)
     check_device(device)
     chosen = [choose_method(name, options) if options else name for name, options in asked]
     networks = gather_networks(model, checkpoints)
@@ -129,7 +136,7 @@ def compare(
         emit(found.to_csv(sort) if csv else found.text(sort))
     if output is not None:
         _write(found, sort, output, _document(found, sort, networks, data))
-        say(f"wrote {output}")
+        written.say()
     if not found.worked:
         say("no combination worked; the rows say why", kind="error")
         raise typer.Exit(1)

@@ -81,7 +81,10 @@ def load_unlabelled(source: str, samples: int) -> Tensor:
             break
     if not inputs:
         raise DataError(f"{source}: there are no rows; give at least one image")
-    say(f"data: {source}, {sum(map(len, inputs))} train samples without labels, as the factory gives")
+    say(
+        f"data: {source}, {sum(map(len, inputs))} train samples without labels, as the factory gives them; "
+        "weldnet normalises nothing"
+    )
     return torch.cat(inputs)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from weldnet._shares import check_size, check_weights
+from weldnet.cli._known import METHOD_OPTIONS
 from weldnet.errors import CheckpointError, UsageError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "a_type",
     "check_data",
     "check_method",
+    "check_options",
     "check_repair",
     "check_route",
     "check_size",
@@ -32,22 +34,12 @@ __all__ = [
     "is_pretrained",
     "refuse_overwriting",
     "refuse_suffix",
+    "refuse_unfinished",
     "require_files",
     "require_model",
 ]
 
-METHOD_NAMES = (
-    "identity",
-    "weight_matching",
-    "merge_many",
-    "gamf",
-    "frank_wolfe",
-    "activation_matching",
-    "optimal_transport",
-    "straight_through",
-    "matched_averaging",
-    "sinkhorn_rebasin",
-)
+METHOD_NAMES = tuple(METHOD_OPTIONS)
 ROUTE_NAMES = ("auto", "dispatch", "export")
 REPAIR_NAMES = ("auto", "none", "weights", "synthetic", "data", "refit", "calibrate")
 #: Those that cannot do without unlabelled inputs.
@@ -82,6 +74,17 @@ def check_method(name: str) -> None:
     if name not in (*METHOD_NAMES, "auto"):
         known = ", ".join(METHOD_NAMES)
         raise UsageError(f"unknown method {name!r}{close(name, METHOD_NAMES)}; weldnet has {known}, and auto")
+
+
+def check_options(method: str, options: Iterable[str]) -> None:
+    """Raise UsageError for an option that a method does not have; what ``auto`` has depends on the networks."""
+    if method not in METHOD_OPTIONS:
+        return
+    known = METHOD_OPTIONS[method]
+    for option in options:
+        if option not in known:
+            has = ", ".join(known) or "none"
+            raise UsageError(f"{method} has no option {option!r}{close(option, known)}; its options: {has}")
 
 
 def check_repair(repair: str, data: str | None) -> None:
@@ -147,6 +150,14 @@ def refuse_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
     """Raise UsageError for an output file whose suffix is not among the given ones."""
     if path.suffix not in suffixes:
         raise UsageError(f"{str(path)!r}: cannot write the extension {path.suffix!r}; use {', '.join(suffixes)}")
+
+
+def refuse_unfinished(state: Path, resume: bool) -> None:
+    """Raise UsageError if a training would begin anew over the state of one that was interrupted."""
+    if state.exists() and not resume:
+        raise UsageError(
+            f"{str(state)!r} is an unfinished training; go on with it by --resume, or remove that file to start afresh"
+        )
 
 
 def refuse_overwriting(outputs: list[Path], inputs: list[Path]) -> None:

@@ -33,8 +33,10 @@ def evaluate(
     Checkpoints may be .safetensors, .pt, .pth, .bin, .ckpt, an .index.json, or a folder with one of them.
     """
     from weldnet.cli._early import check_data, require_files
+    from weldnet.cli._specs import check_specs
 
     require_files(checkpoints)
+    check_specs(model)
     check_data(data)
     from weldnet.cli._data import load_labelled
     from weldnet.cli._method import check_device

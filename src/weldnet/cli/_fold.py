@@ -16,10 +16,10 @@ from weldnet.cli._common import (
     Json,
     Outputs,
     Seed,
+    Written,
     emit,
     parse_outputs,
     print_json,
-    say,
     stray_prints_to_stderr,
 )
 
@@ -49,8 +49,11 @@ def fold(
     Units that do alike become one; units that are copies of one another do so without any change of the function.
     """
     from weldnet.cli._early import WRITTEN_SUFFIXES, check_data, refuse_overwriting, refuse_suffix, require_files
+    from weldnet.cli._specs import check_specs
 
     require_files([network])
+    check_specs(model, example_input)
+    check_specs(into)
     refuse_suffix(output, WRITTEN_SUFFIXES)
     refuse_overwriting([output], [network])
     if data is not None:
@@ -66,6 +69,7 @@ def fold(
 
     check_writable(output)
     check_device(device)
+    written = Written.soon(output)
     ((name, wide),) = gather_networks(model, [network]).items()
     narrow = build_model(into)
     labelled = None if data is None else load_labelled(data, "test")
@@ -89,4 +93,4 @@ def fold(
                 f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4f}" for key, value in numbers.items()
             )
             emit(f"{label}  {', '.join(said)}")
-    say(f"wrote {output}")
+    written.say()

@@ -19,12 +19,12 @@ from weldnet.cli._common import (
     Options,
     Outputs,
     RouteIfAny,
+    Written,
     emit,
     interactive,
     parse_options,
     parse_outputs,
     print_json,
-    say,
     stray_prints_to_stderr,
 )
 from weldnet.cli._stream import check_streaming, fuse_streaming
@@ -169,6 +169,7 @@ def fuse(
         emit(settings.to_yaml().rstrip())
         return
     check_streaming(settings, spaces)
+    written = Written.soon(settings.output, settings.report, settings.alignment_out)
     result = _fuse(settings)
     if json:
         print_json({**result.report.to_dict(), "output": settings.output, "networks": settings.networks})
@@ -176,9 +177,7 @@ def fuse(
         emit(str(result.report))
         if spaces:
             emit(f"\n{result.report.diagnosis}")
-    for path in (settings.output, settings.report, settings.alignment_out):
-        if path is not None:
-            say(f"wrote {path}")
+    written.say()
 
 
 def _fuse(settings: FuseConfig) -> Fusion | Streamed:
@@ -198,7 +197,6 @@ def _fuse(settings: FuseConfig) -> Fusion | Streamed:
         if chosen.needs_data and settings.data is None:
             raise UsageError(f"--method {settings.method} needs unlabelled inputs; give --data, or another method")
     check_device(settings.device)
-    _note_same_files(settings.networks)
     networks = gather_networks(settings.models, settings.networks)
     first = next(iter(networks.values()))
     example_input = make_input(settings.input, first, seed=settings.seed)
@@ -232,6 +230,7 @@ def _check_settings(settings: FuseConfig) -> None:
     from weldnet.cli._early import (
         check_data,
         check_method,
+        check_options,
         check_repair,
         check_route,
         check_size,
@@ -239,6 +238,7 @@ def _check_settings(settings: FuseConfig) -> None:
         require_files,
         require_model,
     )
+    from weldnet.cli._specs import check_specs
     from weldnet.errors import UsageError
 
     if len(settings.networks) < 2:
@@ -254,8 +254,10 @@ def _check_settings(settings: FuseConfig) -> None:
         )
     for spec in settings.models or [None]:
         require_model(spec, settings.input, settings.networks, "fuse")
+        check_specs(spec, settings.input)
     check_route(settings.route)
     check_method(settings.method)
+    check_options(settings.method, settings.options)
     check_repair(settings.repair, settings.data)
     if settings.weights is not None:
         weights = settings.weights.values() if isinstance(settings.weights, dict) else settings.weights
@@ -317,11 +319,3 @@ def _load_data(settings: FuseConfig) -> tuple[Any, Any]:
     if settings.repair == "none" and not looks:
         return None, labelled
     return load_unlabelled(settings.data, settings.samples), labelled
-
-
-def _note_same_files(files: list[Path]) -> None:
-    places = [file.resolve() for file in files]
-    for index, file in enumerate(files):
-        if places[index] in places[:index]:
-            say(f"{file} is given twice; the same network counts twice in the average", kind="note")
-            return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["float_dtype", "make_input"]
+__all__ = ["check_input", "float_dtype", "make_input"]
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _SAVED = (".pt", ".pth", ".bin", ".safetensors")
@@ -47,20 +49,21 @@ def make_input(spec: str | None, model: nn.Module, *, seed: int = 0) -> Any:
         return _own_example(model)
     if Path(spec).suffix in _SAVED:
         return _read(Path(spec))
+    parts = _parse(spec)
     generator = torch.Generator().manual_seed(seed)
     default = float_dtype(model)
-    parts = [_tensor(part.strip(), default, generator) for part in spec.split(";") if part.strip()]
-    if not parts:
-        raise UsageError(f"--input {spec!r} is empty; {_FORMS}")
-    names = [name for name, _ in parts if name is not None]
-    if not names:
-        return parts[0][1] if len(parts) == 1 else tuple(tensor for _, tensor in parts)
-    if len(names) < len(parts):
-        raise UsageError(f"--input {spec!r} names {', '.join(names)} and not the rest; name all inputs or none")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"--input {spec!r} names {twice} twice; give each input once")
-    return dict(parts)
+    tensors = [_tensor(part, default, generator) for part in parts]
+    if parts[0].name is not None:
+        return {part.name: tensor for part, tensor in zip(parts, tensors, strict=True)}
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def check_input(spec: str) -> None:
+    """Raise what :func:`make_input` would, as far as it shows without torch and the model."""
+    if Path(spec).suffix in _SAVED:
+        _require(Path(spec))
+    else:
+        _parse(spec)
 
 
 def float_dtype(model: nn.Module) -> torch.dtype:
@@ -79,20 +82,57 @@ def _own_example(model: nn.Module) -> Any:
     return found
 
 
-def _tensor(part: str, default: torch.dtype, generator: torch.Generator) -> tuple[str | None, Tensor]:
-    """Read one input: its name, if it has one, and its values."""
+@dataclass(frozen=True)
+class _Part:
+    """One input as its spec says it: a name, a shape, the name of a dtype, and a limit (``<``) or value (``=``)."""
+
+    text: str
+    name: str | None
+    shape: Sequence[int]
+    dtype: str | None
+    sign: str | None
+    number: int
+
+
+def _parse(spec: str) -> list[_Part]:
+    """Read a spec that names no file; all inputs are named, or none.
+
+    Raises:
+        UsageError: it means nothing.
+    """
+    parts = [_part(text.strip()) for text in spec.split(";") if text.strip()]
+    if not parts:
+        raise UsageError(f"--input {spec!r} is empty; {_FORMS}")
+    names = [part.name for part in parts if part.name is not None]
+    if names and len(names) < len(parts):
+        raise UsageError(f"--input {spec!r} names {', '.join(names)} and not the rest; name all inputs or none")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--input {spec!r} names {twice} twice; give each input once")
+    return parts
+
+
+def _part(text: str) -> _Part:
+    match = _PART.fullmatch(text)
+    if match is None:
+        raise UsageError(f"--input {text!r} is not a shape; {_FORMS}")
+    _check_dtype(match["dtype"])
+    shape = _shape(match["shape"], text)
+    number = _number(match["number"], text) if match["sign"] else 0
+    return _Part(text, match["name"], shape, match["dtype"], match["sign"], number)
+
+
+def _tensor(part: _Part, default: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Make the values of one input."""
     import torch
 
-    match = _PART.fullmatch(part)
-    if match is None:
-        raise UsageError(f"--input {part!r} is not a shape; {_FORMS}")
-    dtype = _dtype(match["dtype"]) if match["dtype"] is not None else default
-    shape = _shape(match["shape"], part)
-    if match["sign"]:
-        return match["name"], _chosen(match["sign"], _number(match["number"], part), shape, dtype, part, generator)
+    dtype = getattr(torch, part.dtype) if part.dtype is not None else default
+    shape = list(part.shape)
+    if part.sign:
+        return _chosen(part.sign, part.number, shape, dtype, part.text, generator)
     if not dtype.is_floating_point:
-        return match["name"], torch.zeros(shape, dtype=dtype)
-    return match["name"], torch.randn(shape, generator=generator).to(dtype)
+        return torch.zeros(shape, dtype=dtype)
+    return torch.randn(shape, generator=generator).to(dtype)
 
 
 def _shape(text: str, part: str) -> list[int]:
@@ -135,13 +175,16 @@ def _chosen(
     return torch.randint(number, shape, generator=generator).to(dtype)
 
 
-def _dtype(word: str) -> torch.dtype:
-    import torch
-
-    if word in _DTYPES:
-        return getattr(torch, word)
+def _check_dtype(word: str | None) -> None:
+    if word is None or word in _DTYPES:
+        return
     close = difflib.get_close_matches(word, _DTYPES, 1) or ["int64"]
     raise UsageError(f"--input: unknown dtype {word!r}; did you mean {close[0]!r}? It may be {', '.join(_DTYPES)}")
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"the example input {str(path)!r} does not exist; {_FORMS}")
 
 
 def _read(path: Path) -> Any:
@@ -149,8 +192,7 @@ def _read(path: Path) -> Any:
     from torch import Tensor
     from torch.utils import _pytree as pytree
 
-    if not path.is_file():
-        raise CheckpointError(f"the example input {str(path)!r} does not exist; {_FORMS}")
+    _require(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -16,9 +16,9 @@ from weldnet.cli._common import (
     Outputs,
     Route,
     Seed,
+    Written,
     emit,
     parse_outputs,
-    say,
     stray_prints_to_stderr,
 )
 from weldnet.errors import UsageError
@@ -58,12 +58,15 @@ def inspect(
     Checkpoints may be .safetensors, .pt, .pth, .bin, .ckpt, an .index.json, or a folder with one of them.
     """
     from weldnet.cli._early import check_route, require_files, require_model
+    from weldnet.cli._specs import check_specs
 
     check_route(route)
     read = [checkpoint] if checkpoint is not None else []
     require_files(read)
     require_model(model, example_input, read, "inspect")
+    check_specs(model, example_input)
     _check_drawings(dot, svg, json, read)
+    written = Written.soon(*(path for path in (dot, svg) if path != _STDOUT))
     from weldnet.cli._input import make_input
     from weldnet.cli._model import build_model
     from weldnet.cli._networks import gather_networks
@@ -84,9 +87,7 @@ def inspect(
         emit(structure.to_json())
     elif _STDOUT not in (dot, svg):
         _show(structure, full)
-    for path in (dot, svg):
-        if path is not None and path != _STDOUT:
-            say(f"wrote {path}")
+    written.say()
 
 
 def _check_drawings(dot: Path | None, svg: Path | None, json: bool, read: list[Path]) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from weldnet.cli._early import check_method, close
+from weldnet.cli._early import check_method, check_options, close
 from weldnet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,13 +28,9 @@ def choose_method(name: str, options: Mapping[str, Any], *, has_data: bool = Fal
     if name == "auto":
         choice = choose_auto(has_data=has_data)
         name, options = choice.method, {**choice.options, **options}
-    kind = METHODS[name]
-    names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
-    hints = get_type_hints(kind)
+    check_options(name, options)
+    hints = get_type_hints(METHODS[name])
     for option, value in options.items():
-        if option not in names:
-            has = ", ".join(names) or "none"
-            raise UsageError(f"{name} has no option {option!r}{close(option, names)}; its options: {has}")
         _check_option(f"{name}: option {option!r}", value, hints[option])
     return make_method(name, **options)
 

@@ -6,25 +6,21 @@ import copy
 import functools
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
 
-from weldnet.cli._common import parse_scalar, stray_prints_to_stderr
+from weldnet.cli._common import stray_prints_to_stderr
 from weldnet.cli._early import a_type, close
+from weldnet.cli._specs import check_factory, check_model, forms, search_first, split_spec
 from weldnet.errors import ModelError, UsageError, WeldnetError
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["build_model", "find_factory"]
-
-_FACTORIES = "pkg.mod:factory or path/to/file.py:factory"
-_FORMS = "pkg.mod:factory, path/to/file.py:factory, a folder with a config.json, or a name such as vgg11?width=0.25"
 
 
 def build_model(spec: str, *, seed: int = 0) -> nn.Module:
@@ -45,10 +41,10 @@ def build_model(spec: str, *, seed: int = 0) -> nn.Module:
     from weldnet._modules import bare
     from weldnet.training import initialise
 
-    head, _, tail = spec.partition("?")
-    options = {key: parse_scalar(value) for key, value in parse_qsl(tail, keep_blank_values=True)}
+    check_model(spec)
+    head, options = split_spec(spec)
     with stray_prints_to_stderr():
-        factory = _find_factory(head, options)
+        factory = _find_factory(head)
         try:
             model = initialise(lambda: factory(**options), seed)
         except WeldnetError:
@@ -63,24 +59,14 @@ def build_model(spec: str, *, seed: int = 0) -> nn.Module:
     return bare(model)
 
 
-def _find_factory(head: str, options: dict[str, Any]) -> Callable[..., Any]:
-    from weldnet.models import MODELS, build
-
+def _find_factory(head: str) -> Callable[..., Any]:
     if Path(head).is_dir():
-        if options:
-            raise UsageError(f"--model {head!r} is a folder and takes no options; change its config.json instead")
         from weldnet.cli._pretrained import build_pretrained
 
         return functools.partial(build_pretrained, Path(head))
     if ":" not in head:
-        if head not in MODELS:
-            raise UsageError(f"unknown model {head!r}{close(head, MODELS)}; give {_FORMS} (of {', '.join(MODELS)})")
-        known = list(inspect.signature(MODELS[head]).parameters)
-        for key in options:
-            if key not in known:
-                raise UsageError(
-                    f"model {head!r} has no option {key!r}{close(key, known)}; its options: {', '.join(known)}"
-                )
+        from weldnet.models import build
+
         return functools.partial(build, head)
     return find_factory(head)
 
@@ -98,11 +84,9 @@ def find_factory(spec: str, *, option: str = "--model") -> Callable[..., Any]:
     """
     from torch import nn
 
+    check_factory(spec, option)
     where, _, attribute = spec.rpartition(":")
-    forms = _FORMS if option == "--model" else _FACTORIES
-    if not where or not attribute:
-        raise UsageError(f"{option} {spec!r} has nothing on one side of its ':'; give {forms}")
-    module = _import_file(Path(where), option, forms) if where.endswith(".py") else _import_module(where, forms)
+    module = _import_file(Path(where), option) if where.endswith(".py") else _import_module(where, forms(option))
     factory = _attribute(module, attribute, where)
     if isinstance(factory, nn.Module):
         return lambda: copy.deepcopy(factory)
@@ -111,22 +95,20 @@ def find_factory(spec: str, *, option: str = "--model") -> Callable[..., Any]:
     return factory
 
 
-def _import_module(name: str, forms: str) -> ModuleType:
-    _search_first(Path.cwd())
+def _import_module(name: str, allowed: str) -> ModuleType:
+    search_first(Path.cwd())
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise UsageError(
-                f"there is no module {error.name!r} here or on the Python path; install it, or give {forms}"
+                f"there is no module {error.name!r} here or on the Python path; install it, or give {allowed}"
             ) from error
         raise _import_failed(name, error) from error
 
 
-def _import_file(path: Path, option: str, forms: str) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"there is no file {str(path)!r}; {option} takes {forms}")
-    _search_first(path.resolve().parent)
+def _import_file(path: Path, option: str) -> ModuleType:
+    search_first(path.resolve().parent)
     name = f"_weldnet_{option.strip('-')}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -143,11 +125,6 @@ def _import_file(path: Path, option: str, forms: str) -> ModuleType:
 
 def _import_failed(name: str, error: BaseException) -> ModelError:
     return ModelError(f"importing {name!r} raised {type(error).__name__}: {error}; it must import on its own")
-
-
-def _search_first(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
 
 
 def _attribute(module: ModuleType, attribute: str, where: str) -> Any:

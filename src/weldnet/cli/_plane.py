@@ -57,11 +57,15 @@ def plane(
 
     Distances are between parameters. The grid of the loss is printed, with the networks' own; --json has more.
     """
-    from weldnet.cli._early import check_data, check_method, require_files
+    from weldnet.cli._early import check_data, check_method, check_options, require_files
+    from weldnet.cli._specs import check_specs
 
     files = [first, second, third]
     require_files(files)
+    check_specs(model, example_input)
     check_method(method)
+    options = parse_options(option)
+    check_options(method, options)
     check_data(data)
     from weldnet.alignment import describe
     from weldnet.cli._data import SAMPLES, load_labelled, load_unlabelled
@@ -69,7 +73,7 @@ def plane(
     from weldnet.cli._networks import align_networks, gather_networks
     from weldnet.evaluation import plane as measure
 
-    chosen = choose_method(method, parse_options(option), has_data=True)
+    chosen = choose_method(method, options, has_data=True)
     check_device(device)
     networks = gather_networks(model, files)
     images = load_labelled(data, split)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weldnet.cli._common import Json, emit, print_json, say
+from weldnet.cli._common import Json, Written, emit, print_json, say
 
 if TYPE_CHECKING:
     from weldnet.report import Page
@@ -49,13 +50,16 @@ def report(
     from weldnet.report import build, export_figures
 
     records = read(run)
+    if not records.all:
+        _refuse_document(run)
     page = build(records, title=title)
     if records.corrupt:
         lines = "1 line" if records.corrupt == 1 else f"{records.corrupt} lines"
         say(f"{run}: {lines} of the records could not be read and are left out", kind="warning")
+    written = Written.soon(output)
     if output is not None:
         _write(_text(page, chosen), output)
-        say(f"wrote {output}")
+        written.say()
     if json:
         from weldnet.report import to_dict
 
@@ -65,6 +69,20 @@ def report(
     if figures is not None:
         written = export_figures(page, figures, names)
         say(f"wrote {len(written)} files to {figures}" if written else "there are no figures to write")
+
+
+def _refuse_document(file: Path) -> None:
+    """Raise RecordError for a file that is JSON but no records, such as the report of one fusion."""
+    from weldnet.errors import RecordError
+
+    try:
+        document = loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    one = isinstance(document, dict) and {"rows", "method", "repair"} <= document.keys()
+    what = "is the report of one fusion" if one else "is JSON, but not one record a line"
+    way = "its page is what weldnet fuse --report page.html writes" if one else "give the folder of a run"
+    raise RecordError(f"{str(file)!r} {what}, and this command shows the records of a study; {way}")
 
 
 def _format(output: Path | None, given: str | None, json: bool) -> str:

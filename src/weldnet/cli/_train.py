@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weldnet.cli._common import Data, Device, Json, ModelSpec, Seed, emit, interactive, print_json, say
+from weldnet.cli._common import Data, Device, Json, ModelSpec, Seed, Written, emit, interactive, print_json, say
 
 if TYPE_CHECKING:
     from weldnet.training import Recipe, TrainingResult
 
-__all__ = ["keeping_state", "train"]
+__all__ = ["keeping_state", "state_of", "train"]
 
 
 def train(
     model: ModelSpec,
     data: Data,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where the trained network goes.")],
-    epochs: Annotated[int, typer.Option("--epochs", min=0, help="Passes over the training images.")] = 10,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 10,
     lr: Annotated[float, typer.Option("--lr", help="The peak learning rate.")] = 1e-3,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step.")] = 128,
     optimizer: Annotated[str, typer.Option("--optimizer", help="adam or sgd.")] = "adam",
@@ -40,10 +40,13 @@ def train(
 
     After every epoch the state is kept in OUT.state, for --resume; it is removed when the network is written.
     """
-    from weldnet.cli._early import WRITTEN_SUFFIXES, check_data, refuse_suffix
+    from weldnet.cli._early import WRITTEN_SUFFIXES, check_data, refuse_suffix, refuse_unfinished
+    from weldnet.cli._specs import check_specs
 
     refuse_suffix(output, WRITTEN_SUFFIXES)
     check_data(data)
+    check_specs(model)
+    refuse_unfinished(state_of(output), resume)
     from weldnet.checkpoints import check_writable
     from weldnet.cli._method import check_device
     from weldnet.training import Recipe
@@ -61,13 +64,14 @@ def train(
     )
     check_device(device)
     check_writable(output)
+    written = Written.soon(output)
     result, score = _train(model, data, output, recipe, resume, device)
     if json:
         history = [asdict(epoch) for epoch in result.history]
         print_json({"output": output, "recipe": asdict(recipe), "test": score, "history": history})
     else:
         emit(f"test accuracy {score['accuracy']:.2%}, loss {score['loss']:.4f}, {result.seconds:.1f} s of training")
-    say(f"wrote {output}")
+    written.say()
 
 
 def _train(
@@ -95,7 +99,7 @@ def keeping_state(output: Path, resume: bool) -> Iterator[Path]:
     """Yield the file of a run's state; say what epochs give, and after an interrupt how to go on."""
     from weldnet.errors import TrainingError
 
-    state = output.with_name(f"{output.name}.state")
+    state = state_of(output)
     if resume and not state.exists():
         say(f"there is no {state} to go on from; starting afresh", kind="note")
     try:
@@ -104,7 +108,12 @@ def keeping_state(output: Path, resume: bool) -> Iterator[Path]:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*_way_on(state)) from None
     except TrainingError as error:
-        raise TrainingError(str(error).replace("or resume=False to", "or leave --resume out to")) from error
+        raise TrainingError(str(error).replace("or resume=False to", "or remove that file to")) from error
+
+
+def state_of(output: Path) -> Path:
+    """Return where the state of an unfinished training is kept."""
+    return output.with_name(f"{output.name}.state")
 
 
 def _way_on(state: Path) -> list[str]:

@@ -55,6 +55,14 @@ class Barrier:
         sides = zip(pairwise(self.points), pairwise(above), strict=True)
         return sum((right - left) * (low + high) / 2 for (left, right), (low, high) in sides)
 
+    def __str__(self) -> str:
+        top = self.excess.index(self.height) if self.height > 0 else None
+        return (
+            f"barrier {self.height:.4f}, area {self.area:.4f} on {len(self.points)} points: loss {self.values[0]:.4f} "
+            f"and {self.values[-1]:.4f} at the ends"
+            + ("" if top is None else f", {self.values[top]:.4f} at t = {self.points[top]:.2f}")
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the curve, its height (``barrier``) and its area as plain data."""
         found = {name: list(values) for name, values in self.scores.items()}

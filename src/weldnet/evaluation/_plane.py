@@ -43,6 +43,16 @@ class Plane:
     corner_values: tuple[float, ...]
     scores: Mapping[str, Grid] = field(default_factory=dict[str, Grid])
 
+    def __str__(self) -> str:
+        losses = [value for row in self.values for value in row]
+        corners = ", ".join(
+            f"{loss:.4f} at ({x:.2f}, {y:.2f})" for (x, y), loss in zip(self.corners, self.corner_values, strict=True)
+        )
+        return (
+            f"plane of {len(self.x)} x {len(self.y)} points: loss {min(losses):.4f} to {max(losses):.4f}; "
+            f"the networks' own {corners}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plane as plain data."""
         found = {name: [list(row) for row in grid] for name, grid in self.scores.items()}

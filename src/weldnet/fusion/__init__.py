@@ -7,7 +7,7 @@
 from weldnet.fusion._auto import Auto
 from weldnet.fusion._average import average, normalise_weights
 from weldnet.fusion._averaged import Averaged, Repaired
-from weldnet.fusion._batch_norm import BatchNormReset
+from weldnet.fusion._batch_norm import BatchNormReset, has_statistics
 from weldnet.fusion._calibrate import Calibrate
 from weldnet.fusion._chain import Chain
 from weldnet.fusion._compare import compare
@@ -16,6 +16,7 @@ from weldnet.fusion._effort import Counted, Effort, counted_inputs, measured, on
 from weldnet.fusion._fold import fold
 from weldnet.fusion._fuse import fuse
 from weldnet.fusion._fusion import Fusion
+from weldnet.fusion._judging import few_inputs, twins
 from weldnet.fusion._protocol import NoRepair, Repair
 from weldnet.fusion._refit import Refit
 from weldnet.fusion._repair import REPAIRS, make_repair
@@ -69,9 +70,11 @@ __all__ = [
     "average_parents",
     "compare",
     "counted_inputs",
+    "few_inputs",
     "find_room",
     "fold",
     "fuse",
+    "has_statistics",
     "leave_parents",
     "make_repair",
     "measured",
@@ -80,5 +83,6 @@ __all__ = [
     "one_reason",
     "prepare",
     "score_text",
+    "twins",
     "variances",
 ]

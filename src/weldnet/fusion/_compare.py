@@ -20,7 +20,7 @@ from weldnet.errors import UsageError
 from weldnet.evaluation import Labelled, Metrics, barrier, evaluate, evaluate_together
 from weldnet.fusion._comparison import Combination, Comparison, Reference
 from weldnet.fusion._effort import Effort, counted_inputs, measured, one_reason
-from weldnet.fusion._judging import Judge, make_judge
+from weldnet.fusion._judging import Judge, few_inputs, make_judge, twins
 from weldnet.fusion._memory import MEMORY_NOTE
 from weldnet.fusion._repair import Repair, make_repair
 from weldnet.fusion._steps import Aligned, Clock, Prepared, align_parents, average_parents, prepare
@@ -97,10 +97,10 @@ def compare(
         bench = _Bench(prepared.on(target), judge, inputs, points, where, tick)
         references = bench.references()
         rows = [row for method in asked for row in bench.rows(method, repairs)]
-    return Comparison(rows=tuple(rows), references=references, notes=tuple(_notes(judge, points, inputs)))
+    return Comparison(rows=tuple(rows), references=references, notes=tuple(_notes(judge, points, inputs, prepared)))
 
 
-def _notes(judge: Any, points: int, inputs: Tensor | None) -> Iterator[str]:
+def _notes(judge: Any, points: int, inputs: Tensor | None, prepared: Prepared) -> Iterator[str]:
     if judge is None:
         yield "nothing was scored; give labelled data (evaluate_on= or --data)"
     elif points:
@@ -109,6 +109,8 @@ def _notes(judge: Any, points: int, inputs: Tensor | None) -> Iterator[str]:
     yield MEMORY_NOTE
     known = f"of {len(inputs)} that were given" if inputs is not None else "and none were given"
     yield f"samples are the different unlabelled inputs that were read, {known}"
+    yield from (note.rstrip(".") for note in few_inputs(inputs))
+    yield from (note.rstrip(".") for note in twins(prepared.parents.fingerprints()))
 
 
 @dataclass(frozen=True)

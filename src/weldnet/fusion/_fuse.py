@@ -21,7 +21,7 @@ from weldnet.fusion._averaged import Averaged
 from weldnet.fusion._batch_norm import BatchNormReset, has_statistics
 from weldnet.fusion._familiar import strangeness
 from weldnet.fusion._fusion import Fusion
-from weldnet.fusion._judging import Judge, make_judge, notes, scored
+from weldnet.fusion._judging import Judge, few_inputs, make_judge, notes, scored, twins
 from weldnet.fusion._protocol import NoRepair
 from weldnet.fusion._repair import Repair, make_repair
 from weldnet.fusion._report import Report, Row
@@ -147,6 +147,7 @@ def fuse(
         )
     if prepared.structures:
         rows = [replace(row, name="naive truncation") if row.role == "naive" else row for row in rows]
+    fingerprints = given.fingerprints()
     used = None if chosen.needs_data else data
     parameters = sum(p.numel() for p in repaired.model.parameters())
     report = Report(
@@ -166,6 +167,8 @@ def fuse(
             *size_notes(sized, parameters),
             *notes(rows, structure, alignment, repaired.model is averaged.model, repaired.model, used),
             *strangeness(averaged, data),
+            *few_inputs(data, used=chosen.needs_data or not isinstance(mend, NoRepair)),
+            *twins(fingerprints),
         ),
     )
     config = {
@@ -180,7 +183,7 @@ def fuse(
         "seed": seed,
     }
     model = bring(repaired.model, home(given.first))
-    return Fusion(model, alignment, averaged.structure, report, config, given.fingerprints())
+    return Fusion(model, alignment, averaged.structure, report, config, fingerprints)
 
 
 def _with_statistics(naive: Averaged, mend: Repair, data: Inputs | None) -> nn.Module:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from weldnet._modules import placed
-from weldnet.activations import Inputs
+from weldnet._words import counted
+from weldnet.activations import Inputs, unlabelled_batches
 from weldnet.alignment import Alignment
 from weldnet.errors import UsageError
 from weldnet.evaluation import Labelled, evaluate_together
@@ -19,7 +20,10 @@ from weldnet.fusion._batch_norm import has_statistics
 from weldnet.fusion._report import Row
 from weldnet.structure import Structure
 
-__all__ = ["Judge", "make_judge", "notes", "scored"]
+__all__ = ["Judge", "few_inputs", "make_judge", "notes", "scored", "twins"]
+
+#: Fewer unlabelled inputs than this say little about a network.
+_FEW = 64
 
 #: Turns a network into numbers: one, or several by name.
 Judge = Callable[[nn.Module], float | Mapping[str, float]]
@@ -122,6 +126,28 @@ def notes(
         yield f"the fused network is {_points(max(parents) - accuracy['fused'])} below the best parent."
     if accuracy["fused"] < min(parents) - 0.05:
         yield "that is far below every parent: fine-tune it, or keep the ensemble, before you use it."
+
+
+def few_inputs(data: Inputs | None, *, used: bool = True) -> Iterator[str]:
+    """Warn of unlabelled inputs so few that what is measured on them is hardly more than chance."""
+    count = sum(map(len, unlabelled_batches(data, samples=_FEW))) if data is not None and used else _FEW
+    if count < _FEW:
+        yield (
+            f"there {'is' if count == 1 else 'are'} only {counted(count, 'unlabelled input')}, and what is measured on "
+            "so few is hardly more than chance; give a few hundred."
+        )
+
+
+def twins(fingerprints: Mapping[str, str]) -> Iterator[str]:
+    """Name networks that have the weights of one before them.
+
+    >>> list(twins({"a": "5f", "b": "5f", "c": "a0"}))
+    ["'b' has the very weights of 'a': one network counts twice in the average."]
+    """
+    first: dict[str, str] = {}
+    for name, fingerprint in fingerprints.items():
+        if first.setdefault(fingerprint, name) != name:
+            yield f"{name!r} has the very weights of {first[fingerprint]!r}: one network counts twice in the average."
 
 
 def _points(difference: float) -> str:

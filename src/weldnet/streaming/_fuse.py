@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from weldnet._version import __version__
 from weldnet.alignment import AlignmentMethod, Gamf, Identity, WeightMatching, choose_auto, describe, make_method
 from weldnet.checkpoints import StoredState, check_writable, parse_size, tensors_sha256
 from weldnet.errors import CheckpointError, UsageError
-from weldnet.fusion import Report, Row, normalise_weights
+from weldnet.fusion import Report, Row, has_statistics, normalise_weights, twins
 from weldnet.streaming._job import Job, PathLike
 from weldnet.streaming._meter import Meter
 from weldnet.streaming._streamed import Streamed
@@ -160,8 +160,19 @@ def fuse_files(
         free_share=structure.free_share,
         parameters=sum(parameter.numel() for parameter in weightless.parameters()),
         seconds=meter.seconds,
+        notes=tuple(_notes(weightless, digests)),
     )
     return Streamed(unfinished.output, alignment, structure, report, config, digests, metadata)
+
+
+def _notes(model: nn.Module, digests: Mapping[str, str]) -> Iterator[str]:
+    if has_statistics(model):
+        yield (
+            "the network has BatchNorm statistics, which are only averaged here: expect it to be far worse than its "
+            "parents until they are measured anew on a few hundred unlabelled inputs (in memory: data= or --data)."
+        )
+    yield from twins(digests)
+    yield "not measured: the check is about renumbering, not quality."
 
 
 def _method(method: str | AlignmentMethod, options: Mapping[str, Any], count: int) -> tuple[AlignmentMethod, str]:
