@@ -29,8 +29,8 @@ from weldnet.alignment import (
 )
 from weldnet.alignment._ascent import by_norm, start
 from weldnet.alignment._evidence import add_activations
-from weldnet.alignment._first_pass import first_pass
 from weldnet.alignment._line import Line, nodes
+from weldnet.alignment._rebasin import first_pass
 from weldnet.errors import DataError, UsageError
 from weldnet.structure import capture
 
@@ -248,6 +248,18 @@ def test_networks_that_have_stayed_in_one_order_stay_in_it():
     assert WeightMatching()(problem)["b"] == WeightMatching()(problem)["a"]
 
 
+@pytest.mark.parametrize("method", [WeightMatching(), MergeMany()], ids=repr)
+def test_running_statistics_do_not_count(method):
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)).eval() for _ in "ab"]
+    structure = capture(nets[0], torch.zeros(2, 6))
+    assert structure.buffers == ("1.running_mean", "1.running_var")
+    states = {name: net.state_dict() for name, net in zip("ab", nets, strict=True)}
+    found = method(Problem(structure, states))["b"]
+    loud = {k: torch.rand_like(t) * 1000 if k in structure.buffers else t for k, t in states["b"].items()}
+    assert method(Problem(structure, {**states, "b": loud}))["b"] == found
+
+
 def test_more_than_two_networks_begin_at_the_identity():
     problem = RESIDUAL.problem(three(RESIDUAL))
     found = [WeightMatching(begin=begin)(problem)[name] for begin in ("pass", "identity") for name in "abc"]
@@ -305,7 +317,7 @@ def test_nobody_gains_by_another_match_to_the_mean_of_the_others():
     moved = {name: transport(state, RESIDUAL.structure, alignment[name]) for name, state in states.items()}
     for name, own in moved.items():
         mean = fused(RESIDUAL, *_others(moved, name))
-        again = WeightMatching()(Problem(RESIDUAL.structure, {"mean": mean, name: own}))
+        again = WeightMatching(begin="identity")(Problem(RESIDUAL.structure, {"mean": mean, name: own}))
         assert again.moved[name] == 0.0
 
 

@@ -195,6 +195,7 @@ def test_a_structure_keeps_its_outputs_in_json_and_older_ones_have_none():
     structure = capture(network(lambda y, h: (y, h)), X, outputs=["0"])
     assert Structure.from_json(structure.to_json()) == structure
     older = json.loads(structure.to_json())
+    del older["buffers"]
     del older["outputs"]
     assert Structure.from_json(json.dumps(older)) == replace(structure, outputs=())
 

@@ -9,8 +9,9 @@ from typing import final
 import torch
 
 from weldnet.affinity import InnerProduct
-from weldnet.alignment._ascent import Ascent, start
+from weldnet.alignment._ascent import Ascent
 from weldnet.alignment._method import Alignment, Problem
+from weldnet.alignment._rebasin import start_weights
 from weldnet.alignment._sweeps import hard_sweeps, random_orders
 from weldnet.assignment import Permutation
 from weldnet.errors import UsageError
@@ -49,7 +50,7 @@ class MergeMany:
 
     def __call__(self, problem: Problem, /) -> Alignment:
         """Align all networks; the universe is given in the order of the first."""
-        whole, generator = start(problem, "raw"), torch.Generator().manual_seed(problem.seed)
+        whole, generator = start_weights(problem), torch.Generator().manual_seed(problem.seed)
         spaces, count = problem.structure.spaces, len(problem.names)
         couplings = [{s.name: Permutation.identity(s.size) for s in spaces} for _ in range(count)]
         rounds, settled = 0, False

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from weldnet.affinity import InnerProduct
-from weldnet.alignment._ascent import Ascent, start
-from weldnet.alignment._first_pass import first_pass
+from weldnet.alignment._ascent import Ascent
 from weldnet.alignment._method import Alignment, Problem
 from weldnet.alignment._mixture import Lesson, Mixture
+from weldnet.alignment._rebasin import first_pass, start_weights
 from weldnet.alignment._sweeps import hard_sweeps, random_orders
 from weldnet.assignment import as_matrix, best_inside, best_permutation, unfold
 from weldnet.errors import DataError, UsageError
@@ -70,7 +70,7 @@ class StraightThrough:
         lessons = mixture.lessons(problem.data, self.samples, self.batch_size)
         if not lessons:
             raise DataError("straight_through learns from batches of 2 inputs or more; data= holds none")
-        ascent = start(problem, "raw")
+        ascent = start_weights(problem)
         first_pass(ascent)
         generator = torch.Generator().manual_seed(problem.seed)
         hard_sweeps(ascent, InnerProduct(), random_orders(problem.structure.roots, _SWEEPS, generator))

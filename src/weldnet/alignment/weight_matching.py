@@ -8,9 +8,8 @@ from typing import Literal, final
 import torch
 
 from weldnet.affinity import InnerProduct
-from weldnet.alignment._ascent import start
-from weldnet.alignment._first_pass import first_pass
 from weldnet.alignment._method import Alignment, Problem
+from weldnet.alignment._rebasin import first_pass, start_weights
 from weldnet.alignment._sweeps import hard_sweeps, random_orders
 from weldnet.errors import UsageError
 
@@ -21,6 +20,8 @@ __all__ = ["WeightMatching"]
 @dataclass(frozen=True, kw_only=True)
 class WeightMatching:
     """Maximise ``sum_layers <W_l^A, P_l W_l^B P_(l-1)^T>`` over permutations, one space at a time.
+
+    Parameters count, by their values; buffers, such as BatchNorm's running statistics, do not.
 
     Takes the spaces in random order, one linear assignment each, until a whole sweep moves nothing. For two networks
     the sweeps start from one pass in the network's order, where every space is matched by the tensors whose other units
@@ -52,7 +53,7 @@ class WeightMatching:
 
     def __call__(self, problem: Problem, /) -> Alignment:
         """Align all networks to the first one."""
-        ascent = start(problem, "raw")
+        ascent = start_weights(problem)
         if self.begin == "pass" and ascent.resume("hard") is None:
             first_pass(ascent)
             ascent.keep("hard", {"sweeps": 0, "converged": False})

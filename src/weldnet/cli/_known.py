@@ -14,8 +14,8 @@ METHOD_OPTIONS = _by_name(
         "identity": "",
         "weight_matching": "sweeps begin",
         "merge_many": "rounds sweeps",
-        "gamf": "sigma affinity weighting tau gamma tau_min sweeps settled sinkhorn_iterations hard_sweeps tolerance "
-        "activations samples",
+        "gamf": "sigma affinity weighting tau gamma tau_min sweeps settled sinkhorn_iterations hard_sweeps "
+        "hard_settled tolerance activations samples precision",
         "frank_wolfe": "weighting steps tolerance hard_sweeps",
         "activation_matching": "likeness look samples",
         "optimal_transport": "on cost normalise plan epsilon iterations marginals barycentre samples",

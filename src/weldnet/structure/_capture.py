@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,9 @@ def capture(
             context.units.pin(factor.units, UNUSED)
     _settle_opened(context)
     _pin_untouched(context.units)
-    return _structure(context, leaves, read_forest(context.units), roles, traced)
+    found = _structure(context, leaves, read_forest(context.units), roles, traced)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return replace(found, buffers=tuple(dict.fromkeys(p.tensor for p in found.places if p.tensor not in parameters)))
 
 
 def _unused(traced: Trace) -> list[str]:

@@ -145,6 +145,7 @@ class Structure:
         aliases: state dict keys that share their tensor with another key (tied parameters).
         unknown: operations without a rule that froze what reached them, with how often they occurred.
         outputs: key paths of the outputs that count; none of them if nothing was left out.
+        buffers: the tensors with a place that are buffers, such as BatchNorm's running statistics, not parameters.
     """
 
     spaces: tuple[Space, ...]
@@ -154,6 +155,7 @@ class Structure:
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     unknown: Mapping[str, int] = field(default_factory=dict[str, int])
     outputs: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_spaces(self.spaces)
@@ -258,6 +260,7 @@ class Structure:
             "aliases": dict(self.aliases),
             "unknown": dict(self.unknown),
             "outputs": list(self.outputs),
+            "buffers": list(self.buffers),
         }
         return json.dumps(document, indent=1)
 
@@ -276,6 +279,7 @@ class Structure:
                 aliases=raw["aliases"],
                 unknown=raw["unknown"],
                 outputs=tuple(raw.get("outputs", ())),
+                buffers=tuple(raw.get("buffers", ())),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StructureError(f"not a weldnet structure: {error!r}; write it again with to_json()") from error

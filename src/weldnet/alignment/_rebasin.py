@@ -1,4 +1,4 @@
-"""A start for hard sweeps: one pass over the spaces, each by what is matched already."""
+"""What Git Re-Basin's methods have in common: which tensors count, and where their sweeps start."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from weldnet.affinity import InnerProduct, Kernel
-from weldnet.alignment._ascent import Ascent
+from weldnet.alignment._ascent import Ascent, start
+from weldnet.alignment._method import Problem
 from weldnet.alignment._pools import SpacePool
 from weldnet.alignment._sweeps import Assignments, assign
 from weldnet.structure import Place, Space
 
-__all__ = ["first_pass"]
+__all__ = ["first_pass", "start_weights"]
+
+
+def start_weights(problem: Problem) -> Ascent:
+    """Stack the networks' tensors with identity couplings; parameters count by their values, buffers do not count.
+
+    Among raw values BatchNorm's running statistics would outweigh all weights.
+    """
+    ascent = start(problem, "raw")
+    ascent.weights |= dict.fromkeys(problem.structure.buffers, 0.0)
+    return ascent
 
 
 def first_pass(ascent: Ascent) -> bool:
