@@ -106,6 +106,8 @@ def table(out: Path, target: Path) -> None:
         "deviation) over groups of networks; one-shot, no fine-tuning. `parents`: mean over all parents.",
         "Networks with BatchNorm: statistics from 512 unlabelled training images, also for the naive average.",
         "CIFAR-10 is a JPEG copy. Records with seeds, commit and versions: `main-job.jsonl`.",
+        "`weight_matching` is that of before its new start (`weight-matching.md`), which is better on VGG11 and with",
+        "BatchNorm.",
         "",
         "| networks | N | groups | parents | ensemble | " + " | ".join(METHODS) + " | gamf, CPU s |",
         "|---|---|---|---|---|" + "---|" * (len(METHODS) + 1),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weldnet.cli._common import Json, Seed, emit, interactive, print_json, say
+from weldnet.cli._common import Json, Seed, Written, emit, interactive, print_json, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +41,7 @@ def demo(
     fused, report = output / "fused.safetensors", output / _report_name()
     for path in (*files.values(), fused, report):
         check_writable(path)
+    written = Written.soon(*files.values(), fused, report)
     train, test = load("digits", split="train"), load("digits", split="test")
     seeds = {"a": 2 * seed, "b": 2 * seed + 1}
     say(f"training two networks ({MODEL}) on {len(train)} pictures of digits, from seeds {seeds['a']} and {seeds['b']}")
@@ -56,7 +57,7 @@ def demo(
         print_json({**result.report.to_dict(), "output": fused, "networks": list(files.values()), "report": report})
     else:
         emit(str(result.report))
-    say(f"wrote {files['a']}, {files['b']}, {fused} and {report}")
+    written.say()
     again = f"weldnet fuse {files['a']} {files['b']} -o my.safetensors --model '{MODEL}' --input 1,1,8,8 --data digits"
     say(f"next: {again}")
 
