@@ -178,8 +178,8 @@ def table(out: Path, target: Path) -> None:
         "transport and average, on a busy machine.",
         f"CIFAR-10 is a JPEG copy, scored on 5,000 test images. Records: `{out.name}`; commits {commits},",
         f"PyTorch {records[0]['torch']}, {records[0]['machine']}.",
-        "`weight_matching`, `merge_many` and `straight_through` are those of before `weight-matching.md`: with BatchNorm",
-        "they counted running statistics, and two networks started from the identity.",
+        "`weight_matching`, `merge_many` and `straight_through` are those of before `weight-matching.md`: with",
+        "BatchNorm they counted running statistics, and two networks started from the identity.",
     ]
     for (family, scheme, size), by_cell in sorted(cells.items(), key=lambda item: _order(item[0])):
         any_cell = max(by_cell.values(), key=len)

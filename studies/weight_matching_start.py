@@ -205,7 +205,7 @@ def reset(model: nn.Module, images: Tensor) -> None:
 
 HEAD = """# Where weight matching starts
 
-Measured by us: `python studies/weight_matching_start.py` (its docstring says how), commit `{commit}`, {machine},
+Measured by us: `python studies/weight_matching_start.py` (its docstring says how), commits {commits}, {machine},
 PyTorch {torch}, rebasin {rebasin}; means (standard deviations) over pairs. Records: `weight-matching.jsonl`.
 
 `identity` is Git Re-Basin's algorithm 1 to the letter (`--option begin=identity`); `pass` is the default: the sweeps
@@ -218,12 +218,20 @@ FOUND = """
 
 - **Why rebasin's cosine is above that of weight matching from the identity.** Not by other spaces, orders or more
   sweeps: it counts the tensors that write a space's units twice. `paths.py` puts the list of a permutation's first
-  module into a dictionary and then extends that list by itself. Counted once, its cosines are those of `identity`. The
-  factor makes a visit trust what lies before the space more than what lies behind it, which is noise at the start; so
-  it comes to better optima of the plain objective too.
+  module into a dictionary and then extends that list by itself. Counted once, its cosines on VGG11 are those of
+  `identity` to the last digit, and on the others within the spread. The factor makes a visit trust what lies before the
+  space more than what lies behind it, which is noise at the start; so it comes to better optima of the plain cosine.
 - **What weldnet does with that.** A pass that leaves out what is not matched yet goes further in the same direction,
   and saves sweeps. It was chosen on the validation pairs, beside factors of 2, 4, 8 and 1,000 on the tensors that
   write, falling factors, and the best of five random orders, which costs five times as much and gains a third.
+- **On trained networks** it is worth 6 to 11 points on VGG11, 1 to 2 on VGG11-BN, and much on ResNet20. Small MNIST
+  networks are level. On the pair of VGG11 with unequal labels accuracy is lower within the spread, both near chance.
+- **BatchNorm.** rebasin matches parameters only, as Git Re-Basin does; weldnet's `raw` objective had the running
+  statistics in it, whose variances outweigh everything. Without them, on 2,000 training images of the same pairs,
+  VGG11-BN went from 55.0 to 75.5 from the identity, and from 61.8 to 76.6 with the pass; ResNet20 from 19.7 to 25.1,
+  and from 18.1 to 39.6. All numbers above are without.
+- **The small CNN.** There rebasin renumbers the flattened positions apart from the channels, which changes what the
+  network computes (outputs by 42%), so that its cosine and its accuracy are not those of a renumbering.
 - **Networks that have stayed in one order** (clients of one global model, fine-tuned copies): the identity has the
   higher objective and is kept.
 - **More than two networks** start from the identity. In the pass a space would be compared with networks that are not
@@ -233,7 +241,8 @@ FOUND = """
 
 def page(rows: list[dict[str, Any]]) -> str:
     """Write the records as Markdown."""
-    lines = [HEAD.format(**rows[-1])]
+    commits = ", ".join(f"`{commit}`" for commit in dict.fromkeys(row["commit"] for row in rows))
+    lines = [HEAD.format(**rows[-1], commits=commits)]
     lines += ["## Untrained pairs: cosine of all weights and biases; as rebasin counts them; CPU seconds", ""]
     lines += _table(rows, "untrained", NETWORKS, [("cosine", 1, 4), ("counted", 1, 4), ("seconds", 1, 2)])
     lines += ["", "## Trained pairs: accuracy of the midpoint in %", ""]
