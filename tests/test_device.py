@@ -243,6 +243,27 @@ def test_networks_of_other_widths_are_aligned_and_folded_on_the_device():
         assert is_far(weldnet.fold(wide, *far([narrow]), x))
 
 
+class Hungry(nn.Module):
+    """Runs out of memory on more than two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.linear(x)
+
+
+def test_a_full_device_is_not_taken_for_inputs_that_do_not_fit():
+    x, options = torch.randn(8, 4), {"repair": "data", "check": False, "progress": False}
+    with pytest.raises(torch.OutOfMemoryError):
+        weldnet.evaluate(Hungry(), (x, torch.arange(8) % 4))
+    with pytest.raises(torch.OutOfMemoryError):
+        weldnet.fuse([Hungry(), Hungry()], x[:1], data=x, **options)
+
+
 # -- fusion ------------------------------------------------------------------------------------------
 
 

@@ -203,6 +203,18 @@ def measured(document: Any, folder: str) -> Any:
     return [measured(entry, folder) for entry in document] if isinstance(document, list) else document
 
 
+def test_a_full_device_is_said_with_the_way_out(tmp_path, monkeypatch, capsys):
+    def run(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
+        )
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("weldnet.training.train", run)
+    assert main(["train", "-o", "out.safetensors", *ON_DIGITS]) == 1
+    assert "CUDA out of memory; give --device cpu" in capsys.readouterr().err
+
+
 def test_every_command_that_computes_has_the_option():
     listed = {
         name for name, command in get_command(app).commands.items() if "device" in {p.name for p in command.params}

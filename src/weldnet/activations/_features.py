@@ -34,6 +34,8 @@ def run(network: nn.Module, inputs: Tensor) -> object:
     try:
         with evaluation_mode(network):
             return network(send(inputs, home(network), dtype if inputs.is_floating_point() else None, copy=True))
+    except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the inputs
+        raise
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(

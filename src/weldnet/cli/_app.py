@@ -156,6 +156,8 @@ def _reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "out of memory; close other programs, or use smaller networks"
+    if type(error).__name__ == "OutOfMemoryError":  # of torch, which is not to be imported here
+        return f"{str(error).partition('. ')[0]}; give --device cpu, or fewer and smaller inputs"
     return f"{type(error).__name__}: {error}; this is unexpected, use --debug to see where it comes from"
 
 

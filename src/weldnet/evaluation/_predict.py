@@ -85,6 +85,8 @@ def _fitting(images: Tensor, model: nn.Module) -> torch.dtype:
 def _forward(model: nn.Module, images: Tensor) -> Tensor:
     try:
         result = model(images)
+    except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the inputs
+        raise
     except (RuntimeError, ValueError) as error:
         raise DataError(f"{_mismatch(model, images)} ({str(error).partition(chr(10))[0]})") from error
     logits = _answer(result)

@@ -66,6 +66,8 @@ class BatchNormReset:
                 inputs = send(inputs, home(model), dtype if inputs.is_floating_point() else None, copy=True)
                 try:
                     model(inputs)
+                except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the inputs
+                    raise
                 except (RuntimeError, ValueError) as error:
                     reason = str(error).partition("\n")[0]
                     raise DataError(

@@ -104,6 +104,8 @@ def check_fits(model: nn.Module, inputs: Tensor, name: str) -> int:
     try:
         with torch.no_grad():
             found = probe(inputs[:1].to(home(model)))
+    except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the inputs
+        raise
     except (RuntimeError, ValueError) as error:
         first, weight = next(iter(model.named_parameters()), ("", torch.empty(0)))
         raise DataError(

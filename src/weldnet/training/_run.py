@@ -87,7 +87,7 @@ def train(
     """Train a copy of a classifier with cross-entropy.
 
     The same model, data, recipe, device and thread count give bit-equal weights, also when a run was
-    interrupted and resumed.
+    interrupted and resumed; on a GPU where torch.use_deterministic_algorithms(True) was asked for.
 
     Args:
         model: maps images (N, C, H, W) to logits (N, classes); it is not changed.
