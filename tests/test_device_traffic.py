@@ -47,6 +47,19 @@ def test_an_assignment_is_fetched_once():
     assert sum(numbers(device.fetched).values()) <= (1 + found.stats["sweeps"]) * len(structure.spaces)
 
 
+@pytest.mark.parametrize("method", ["straight_through", "sinkhorn_rebasin"])
+def test_a_method_that_learns_from_batches_sends_each_once(method):
+    """Not in every epoch."""
+    networks = [conv(seed) for seed in range(2)]
+    structure = weldnet.capture(networks[0], X)
+    options: dict[str, Any] = {"epochs": 3, "samples": 32, "batch_size": 16}
+    if method == "sinkhorn_rebasin":
+        options |= {"loss": "midpoint", "steps": 2}
+    with Accelerator() as device:
+        weldnet.align(networks, structure, method=method, data=DATA, device="lazy", **options)
+    assert numbers(device.sent)[16, 3, 8, 8] == 2
+
+
 def test_a_fusion_sends_networks_and_inputs_once_a_step():
     networks = [conv(seed) for seed in range(2)]
     options: dict[str, Any] = {"method": "weight_matching", "check": False, "progress": False}
