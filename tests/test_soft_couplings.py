@@ -13,7 +13,7 @@ from test_laws import ATTENTION, DEEP, GROUPED, MLP, NETWORKS, Network, random_c
 from weldnet.affinity import Gaussian, InnerProduct
 from weldnet.alignment import Alignment, Gamf, Problem, gamf, transport
 from weldnet.alignment import _ascent as ascent_file
-from weldnet.alignment._sweeps import assign
+from weldnet.alignment._sweeps import Assignments, assign
 from weldnet.assignment import Coupling, NestedPlan, Permutation, Plan, best_inside, sinkhorn, unfold
 from weldnet.errors import AlignmentError, CheckpointError
 from weldnet.structure import Maps, Structure, carried_rows, partners
@@ -263,7 +263,8 @@ def test_hard_visits_never_go_down(network, kernel):
         for root in structure.roots:
             tree = structure.tree(root.name)
             before, old = ascent.fit(tree, kernel, 1), {name: c.clone() for name, c in ascent.couplings.items()}
-            moved = assign(ascent, root, kernel)
+            with Assignments(1) as assignments:
+                moved = assign(ascent, [root], kernel, assignments)
             gains.append((ascent.fit(tree, kernel, 1) - before) / abs(before))
             assert gains[-1] >= -1e-6
             assert moved or all(torch.equal(c, old[name]) for name, c in ascent.couplings.items())
@@ -275,7 +276,8 @@ def test_hard_visits_of_three_networks_never_go_down(network):
     ascent = ascent_file.start(Problem(network.structure, three(network)), "root")
     values = [ascent.objective()]
     for root in network.structure.roots * 3:
-        assign(ascent, root, InnerProduct())
+        with Assignments(1) as assignments:
+            assign(ascent, [root], InnerProduct(), assignments)
         values.append(ascent.objective())
     assert all(after >= before - 1e-6 for before, after in itertools.pairwise(values))
     assert values[-1] > values[0], "nothing was gained"
