@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_is_still_named():
 # -- federations -------------------------------------------------------------------------------------
 
 FEDERATIONS: dict[str, dict[str, Any]] = {
-    "gamf": {"rule": "gamf"},
+    "joint": {"rule": {"name": "gamf", "anchor": "joint", "gamma": 0.3}, "rounds": 1},
     "activations": {"rule": "activation_matching", "server_rows": 32},
     "refit": {"rule": "fedavg", "repair": "refit", "server_rows": 32},
     "fedprox": {"rule": "fedavg", "algorithm": "fedprox", "server_optimiser": "fedavgm"},
@@ -157,15 +157,17 @@ def test_a_study_runs_on_the_device(tmp_path):
 # -- the command line --------------------------------------------------------------------------------
 
 MODEL = ["--model", "mlp?sizes=64,8,10"]
+INPUT = ["--input", "1,1,8,8"]
+QUICK = [*INPUT, "--method", "weight_matching"]
 ON_DIGITS = [*MODEL, "--data", "digits"]
 COMMANDS: dict[str, list[str]] = {
-    "fuse": ["fuse", "a.st", "b.st", "-o", "out.st", *ON_DIGITS, "--input", "1,1,8,8", "--repair", "refit"],
-    "stream": ["fuse", "a.st", "b.st", "-o", "folder", *MODEL, "--input", "1,1,8,8", "--stream"],
-    "compare": ["compare", "a.st", "b.st", *ON_DIGITS, "--input", "1,1,8,8", "--methods", "gamf", "--points", "2"],
-    "fold": ["fold", "a.st", "-o", "out.st", *ON_DIGITS, "--into", "mlp?sizes=64,6,10", "--input", "1,1,8,8"],
+    "fuse": ["fuse", "a.st", "b.st", "-o", "out.st", *ON_DIGITS, *QUICK, "--repair", "refit"],
+    "stream": ["fuse", "a.st", "b.st", "-o", "folder", *MODEL, *QUICK, "--stream"],
+    "compare": ["compare", "a.st", "b.st", *ON_DIGITS, *INPUT, "--methods", "weight_matching", "--points", "2"],
+    "fold": ["fold", "a.st", "-o", "out.st", *ON_DIGITS, "--into", "mlp?sizes=64,6,10", *INPUT],
     "evaluate": ["evaluate", "a.st", "b.st", *ON_DIGITS, "--ensemble"],
-    "barrier": ["barrier", "a.st", "b.st", *ON_DIGITS, "--input", "1,1,8,8", "--points", "2"],
-    "plane": ["plane", "a.st", "b.st", "c.st", *ON_DIGITS, "--input", "1,1,8,8", "--points", "2"],
+    "barrier": ["barrier", "a.st", "b.st", *ON_DIGITS, *QUICK, "--points", "2"],
+    "plane": ["plane", "a.st", "b.st", "c.st", *ON_DIGITS, *QUICK, "--points", "2"],
     "train": ["train", "-o", "out.st", *ON_DIGITS, "--epochs", "1"],
     "finetune": ["finetune", "a.st", "-o", "out.st", *ON_DIGITS],
     "distil": ["distil", "a.st", "--parents", "b.st", "c.st", "-o", "out.st", *ON_DIGITS, "--samples", "200"],
