@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weldnet._arrays import send
 from weldnet.alignment._workspace import Workspace
 
 __all__ = ["StoredStacks", "mean_square", "scaled_stack", "sum_of_squares"]
@@ -45,20 +46,20 @@ class StoredStacks(Mapping[str, Tensor]):
         """Return the mean square over all networks, read one after the other."""
         count, total = 0, 0.0
         for state in self.states:
-            tensor = state[name].to(self.device, torch.float32)
+            tensor = send(state[name], self.device, torch.float32)
             count, total = count + tensor.numel(), total + sum_of_squares(tensor)
         return total / count if count else 0.0
 
     def __getitem__(self, name: str) -> Tensor:
         tensors = [state[name] for state in self.states]
         self.workspace.read(sum(tensor.nbytes for tensor in tensors))
-        return scaled_stack([tensor.to(self.device, torch.float32) for tensor in tensors], self.squares[name])
+        return scaled_stack([send(tensor, self.device, torch.float32) for tensor in tensors], self.squares[name])
 
     def one(self, name: str, k: int) -> Tensor:
         """Return one network's values."""
         tensor = self.states[k][name]
         self.workspace.read(tensor.nbytes)
-        return scaled_stack([tensor.to(self.device, torch.float32)], self.squares[name])[0]
+        return scaled_stack([send(tensor, self.device, torch.float32)], self.squares[name])[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.squares)

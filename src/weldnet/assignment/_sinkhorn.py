@@ -82,8 +82,7 @@ def sinkhorn(
     left, right = torch.ones_like(row), torch.ones_like(column)
     for _ in range(iterations - 1):
         sums = _times(kernel, right)
-        least, most = torch.aminmax(left * sums)
-        if max(1 - float(least), float(most) - 1) < tolerance:
+        if float(torch.linalg.vector_norm((left * sums).sub_(1), ord=math.inf)) < tolerance:
             break
         left = sums.reciprocal_()
         right = _times(across, left).reciprocal_()
