@@ -206,7 +206,8 @@ def reset(model: nn.Module, images: Tensor) -> None:
 HEAD = """# Where weight matching starts
 
 Measured by us: `python studies/weight_matching_start.py` (its docstring says how), commits {commits}, {machine},
-PyTorch {torch}, rebasin {rebasin}; means (standard deviations) over pairs. Records: `weight-matching.jsonl`.
+PyTorch {torch}, rebasin {rebasin}; means (standard deviations) over pairs, and
+where a set has only one over five seeds of the method. Records: `weight-matching.jsonl`.
 
 `identity` is Git Re-Basin's algorithm 1 to the letter (`--option begin=identity`); `pass` is the default: the sweeps
 start from one pass in which every space is matched by the tensors whose other units are matched already, unless the
@@ -223,8 +224,9 @@ FOUND = """
   space more than what lies behind it, which is noise at the start; so it comes to better optima of the plain cosine.
 - **What weldnet does with that.** A pass that leaves out what is not matched yet goes further in the same direction,
   and saves sweeps. It was chosen on the validation pairs, beside factors of 2, 4, 8 and 1,000 on the tensors that
-  write, falling factors, and the best of five random orders, which costs five times as much and gains a third.
-- **On trained networks** it is worth 6 to 11 points on VGG11, 1 to 2 on VGG11-BN, and much on ResNet20. Small MNIST
+  write, falling factors, and the best of five random orders, which costs five times as much and gains
+  a fifth to a half of it.
+- **On trained networks** it is worth 6 to 11 points on VGG11, under 1 on VGG11-BN and 16 on ResNet20. Small MNIST
   networks are level. On the pair of VGG11 with unequal labels accuracy is lower within the spread, both near chance.
 - **BatchNorm.** rebasin matches parameters only, as Git Re-Basin does; weldnet's `raw` objective had the running
   statistics in it, whose variances outweigh everything. Without them, on 2,000 training images of the same pairs,
@@ -255,7 +257,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 def _table(rows: list[dict[str, Any]], stage: str, names: Any, columns: list[tuple[str, float, int]]) -> list[str]:
-    lines = [f"| networks | pairs | {' | '.join(WAYS)} |", "|---" * (2 + len(WAYS)) + "|"]
+    lines = [f"| networks | runs | {' | '.join(WAYS)} |", "|---" * (2 + len(WAYS)) + "|"]
     for name in names:
         own = [row for row in rows if row["stage"] == stage and row["set"] == name]
         if not own:
