@@ -259,6 +259,12 @@ def test_an_example_input_that_does_not_fit(refused, spec, code, words):
     refused(code, words, "fuse", "a.pt", "b.pt", *OUT, "--model", MODEL, "--input", spec)
 
 
+def test_an_example_input_that_cannot_be_read(refused):
+    Path("folder.pt").mkdir()
+    words = ["the example input 'folder.pt' cannot be read: Is a directory"]
+    refused(1, words, "inspect", "--model", MODEL, "--input", "folder.pt")
+
+
 def test_an_example_input_that_would_run_code(refused, folder):
     torch.save(Payload(), "evil.pt")
     refused(1, ["'evil.pt'"], "inspect", "--model", MODEL, "--input", "evil.pt")
@@ -519,12 +525,26 @@ def test_an_interrupt_leaves_nothing(refused, where, monkeypatch):
         ("models.py", 2, ["name the factory in it, as in models.py:make"]),
         ("models:", 2, ["'models:'"]),
         (":plain", 2, ["':plain'"]),
+        (".models:plain", 2, ["--model '.models:plain' begins with a dot"]),
     ],
 )
 def test_a_factory_that_cannot_be_used(refused, spec, code, words):
     Path("broken.py").write_text("def plain(:\n")
     Path("imports.py").write_text("import not_installed\n")
     refused(code, words, "fuse", "a.pt", "b.pt", *OUT, "--model", spec, "--input", "1,4")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("models.py", "--into 'models.py' is a file; name the factory in it, as in models.py:make"),
+        ("gone.py:make", "there is no file 'gone.py'; --into takes"),
+        (".models:plain", "--into '.models:plain' begins with a dot"),
+        ("models:", "--into 'models:' has nothing on one side"),
+    ],
+)
+def test_folding_into_what_is_not_there_names_the_option(refused, spec, words):
+    refused(2, [words, "or a name such as vgg11" if ":" in spec else ""], "fold", "a.pt", *OUT, *BASE, "--into", spec)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,26 @@ def test_the_type_of_the_files_is_kept(dtype, tmp_path):
     assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in state.items())
 
 
+def test_counters_that_were_halved_with_the_weights_are_read_if_they_are_whole(tmp_path):
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+    modules, files = parents(make, 2, tmp_path)
+    for count, (name, module) in enumerate(modules.items(), start=2):
+        module[1].num_batches_tracked.fill_(count)
+        save({key: tensor.half() for key, tensor in module.state_dict().items()}, files[name])
+        module.half()
+    options: dict[str, Any] = {"method": "weight_matching", "progress": False}
+    expected = weldnet.fuse(modules, X.half(), repair="none", check=False, **options)
+    found = weldnet.load(weldnet.fuse_files(files, X, model=make, out=tmp_path / "fused", **options).path)
+    assert found["1.num_batches_tracked"].dtype == torch.int64
+    assert int(found["1.num_batches_tracked"]) == 3
+    torch.testing.assert_close(found, dict(expected.state_dict()), rtol=0, atol=0)
+    broken = weldnet.load(files["n1"])
+    save({key: t + 0.5 if key.endswith("tracked") else t for key, t in broken.items()}, files["n1"])
+    refused(CheckpointError, "is torch.float16 but torch.int64", files, tmp_path, model=make)
+
+
 def test_tensors_are_read_one_place_at_a_time(tmp_path, monkeypatch):
     def deep() -> nn.Module:
         return nn.Sequential(*[layer for _ in range(12) for layer in (nn.Linear(64, 64), nn.ReLU())])

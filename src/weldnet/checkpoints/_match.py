@@ -92,6 +92,12 @@ def match_model(state: Mapping[str, Tensor], model: nn.Module, name: str) -> Non
     _compare_tied(state, groups, name)
 
 
+def whole_kinds(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, torch.dtype]:
+    """Return the types that a model gives to what is floating in a state and integer in the model, by key."""
+    kinds = {key: tensor.dtype for key, tensor in _tensors(model).items() if _kind(tensor) == "integer"}
+    return {key: kinds[key] for key, tensor in state.items() if key in kinds and tensor.is_floating_point()}
+
+
 def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Copy a state dict into a model, strictly, after `match_model`; a model that does not fit is unchanged.
 

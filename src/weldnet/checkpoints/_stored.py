@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from weldnet.checkpoints._match import match_model, tied_keys
+from weldnet.checkpoints._match import match_model, tied_keys, whole_kinds
 from weldnet.checkpoints._paths import SAFETENSORS_SUFFIX, locate
 from weldnet.checkpoints._prefix import match_prefix
 from weldnet.checkpoints._text import listing, quote, reason
@@ -47,12 +47,13 @@ DTYPES: dict[str, torch.dtype] = {
 @final
 @dataclass(frozen=True)
 class Where:
-    """Where a tensor lies: its file, first byte there, type and shape."""
+    """Where a tensor lies: its file, first byte there, type and shape; and its type there, if it is read as another."""
 
     file: Path
     start: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    stored: torch.dtype | None = None
 
     @property
     def nbytes(self) -> int:
@@ -146,7 +147,10 @@ class StoredState(Mapping[str, Tensor]):
                         "use a model that does not tie them"
                     )
                 del where[key], found[key]
-        match_model(found, model, name)
+        # Whole numbers in a floating tensor become the model's integers; nearly always counters, so they are small.
+        kinds = whole_kinds(found, model)
+        match_model(found | {key: read_tensor(where[key]) for key in kinds}, model, name)
+        where |= {key: replace(where[key], dtype=kind, stored=where[key].dtype) for key, kind in kinds.items()}
         whole = {key: next(where[other] for other in group if other in where) for key, group in groups.items()}
         state = copy.copy(self)
         state.where, state.stored = whole, where
@@ -163,9 +167,9 @@ def read_tensor(where: Where) -> Tensor:
     Raises:
         CheckpointError: the file cannot be read, or has become shorter.
     """
-    tensor = torch.empty(where.shape, dtype=where.dtype)
+    tensor = torch.empty(where.shape, dtype=where.stored or where.dtype)
     if not where.nbytes:
-        return tensor
+        return tensor.to(where.dtype)
     view: memoryview = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
     try:
         with where.file.open("rb", buffering=0) as stream:
@@ -178,7 +182,7 @@ def read_tensor(where: Where) -> Tensor:
                 done += got
     except OSError as error:
         raise CheckpointError(f"{quote(where.file)}: cannot be read: {reason(error)}") from error
-    return tensor
+    return tensor.to(where.dtype)
 
 
 def _read_header(file: Path) -> dict[str, Where]:

@@ -44,7 +44,7 @@ def finetune(
 
     After every epoch the state is kept in OUT.state, for --resume; it is removed when the network is written.
     """
-    _check(fused, [], model, data, output, resume)
+    _check([fused], model, data=data, output=output, resume=resume)
     from weldnet.cli._data import load_labelled
     from weldnet.training import Recipe, fine_tune
 
@@ -58,7 +58,7 @@ def finetune(
         )
 
     config = {"made_by": "finetune", "model": model, "data": data, "recipe": asdict(recipe)}
-    _finish(work, [fused], [network], output, data, config, resume, device, json)
+    _finish(work, [fused], [network], output=output, data=data, config=config, resume=resume, device=device, json=json)
 
 
 def distil(
@@ -84,7 +84,7 @@ def distil(
 
     The labels of the test split only score the result. After every epoch the state is kept in OUT.state, for --resume.
     """
-    _check(fused, parents, model, data, output, resume)
+    _check([fused, *parents], model, data=data, output=output, resume=resume)
     from weldnet.cli._data import load_unlabelled
     from weldnet.training import Recipe
     from weldnet.training import distil as run
@@ -108,7 +108,8 @@ def distil(
 
     settings = {"temperature": temperature, "samples": len(inputs), "recipe": asdict(recipe)}
     config = {"made_by": "distil", "model": model, "data": data, **settings}
-    _finish(work, [fused, *parents], networks, output, data, config, resume, device, json)
+    files = [fused, *parents]
+    _finish(work, files, networks, output=output, data=data, config=config, resume=resume, device=device, json=json)
 
 
 class Distil(TyperCommand):
@@ -129,7 +130,7 @@ class Distil(TyperCommand):
         return super().parse_args(ctx, words)
 
 
-def _check(fused: Path, parents: list[Path], model: str, data: str, output: Path, resume: bool) -> None:
+def _check(files: list[Path], model: str, *, data: str, output: Path, resume: bool) -> None:
     """Refuse what cannot be meant, before torch is imported."""
     from weldnet.cli._early import (
         WRITTEN_SUFFIXES,
@@ -142,12 +143,12 @@ def _check(fused: Path, parents: list[Path], model: str, data: str, output: Path
     from weldnet.cli._specs import check_specs
     from weldnet.cli._train import state_of
 
-    require_files([fused, *parents])
+    require_files(files)
     check_specs(model)
     check_data(data)
     refuse_unfinished(state_of(output), resume)
     refuse_suffix(output, WRITTEN_SUFFIXES)
-    refuse_overwriting([output], [fused, *parents])
+    refuse_overwriting([output], files)
     from weldnet.checkpoints import check_writable
 
     check_writable(output)
@@ -165,6 +166,7 @@ def _finish(
     work: Callable[[Path], TrainingResult],
     files: list[Path],
     networks: list[nn.Module],
+    *,
     output: Path,
     data: str,
     config: dict[str, Any],

@@ -53,7 +53,7 @@ def fold(
 
     require_files([network])
     check_specs(model, example_input)
-    check_specs(into)
+    check_specs(into, option="--into")
     refuse_suffix(output, WRITTEN_SUFFIXES)
     refuse_overwriting([output], [network])
     if data is not None:

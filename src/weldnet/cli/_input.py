@@ -183,8 +183,15 @@ def _check_dtype(word: str | None) -> None:
 
 
 def _require(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"the example input {str(path)!r} does not exist; {_FORMS}")
+    try:
+        with path.open("rb"):
+            return
+    except FileNotFoundError:
+        raise CheckpointError(f"the example input {str(path)!r} does not exist; {_FORMS}") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"the example input {str(path)!r} cannot be read: {error.strerror}; give a file that can be, or a shape"
+        ) from error
 
 
 def _read(path: Path) -> Any:

@@ -67,8 +67,8 @@ def report(
     elif output is None and (figures is None or format_ is not None):
         emit(_text(page, chosen))
     if figures is not None:
-        written = export_figures(page, figures, names)
-        say(f"wrote {len(written)} files to {figures}" if written else "there are no figures to write")
+        drawn = export_figures(page, figures, names)
+        say(f"wrote {len(drawn)} files to {figures}" if drawn else "there are no figures to write")
 
 
 def _refuse_document(file: Path) -> None:

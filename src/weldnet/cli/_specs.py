@@ -30,24 +30,35 @@ def split_spec(spec: str) -> tuple[str, dict[str, Any]]:
     return head, {key: parse_scalar(value) for key, value in parse_qsl(tail, keep_blank_values=True)}
 
 
-def check_specs(model: str | None, example_input: str | None = None) -> None:
-    """Raise UsageError for what ``--model`` and ``--input`` say, as far as it shows without torch."""
+def check_specs(model: str | None, example_input: str | None = None, *, option: str = "--model") -> None:
+    """Raise UsageError for what ``--model`` and ``--input`` say, as far as it shows without torch.
+
+    Args:
+        model: a model spec.
+        example_input: what ``--input`` says.
+        option: the option that gave the model spec, for messages.
+    """
     if model is not None:
-        check_model(model)
+        check_model(model, option=option)
     if example_input is not None:
         check_input(example_input)
 
 
-def check_model(spec: str) -> None:
-    """Raise UsageError for a model spec with an unknown name, option, file or module; nothing of the user's is run."""
+def check_model(spec: str, *, option: str = "--model") -> None:
+    """Raise UsageError for a model spec with an unknown name, option, file or module; nothing of the user's is run.
+
+    Args:
+        spec: as ``--model`` takes it.
+        option: the option that gave the spec, for messages.
+    """
     head, options = split_spec(spec)
     if Path(head).is_dir():
         if options:
-            raise UsageError(f"--model {head!r} is a folder and takes no options; change its config.json instead")
+            raise UsageError(f"{option} {head!r} is a folder and takes no options; change its config.json instead")
     elif ":" in head:
-        check_factory(head, "--model")
+        check_factory(head, option)
     elif head.endswith(".py"):
-        raise UsageError(f"--model {head!r} is a file; name the factory in it, as in {head}:make")
+        raise UsageError(f"{option} {head!r} is a file; name the factory in it, as in {head}:make")
     elif head not in MODEL_OPTIONS:
         known = ", ".join(MODEL_OPTIONS)
         raise UsageError(f"unknown model {head!r}{close(head, MODEL_OPTIONS)}; give {_MODELS} (of {known})")
@@ -78,6 +89,8 @@ def check_factory(spec: str, option: str) -> None:
         if not Path(where).is_file():
             raise UsageError(f"there is no file {where!r}; {option} takes {forms(option)}")
         return
+    if where.startswith("."):
+        raise UsageError(f"{option} {spec!r} begins with a dot, which no module's name does; give {forms(option)}")
     search_first(Path.cwd())
     top = where.partition(".")[0]
     if not _is_module(top):
@@ -93,7 +106,7 @@ def _is_module(name: str) -> bool:
 
 def forms(option: str) -> str:
     """Say what an option takes that names a factory."""
-    return _MODELS if option == "--model" else _FACTORIES
+    return _MODELS if option in ("--model", "--into") else _FACTORIES
 
 
 def search_first(folder: Path) -> None:
