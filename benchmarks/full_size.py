@@ -100,6 +100,7 @@ def table(out: Path, target: Path) -> None:
         "ratios. Peak: resident memory of the whole process; growth: over what it was before aligning, with PyTorch,",
         f"both networks and their structure. `straight_through` makes one pass over {INPUTS} inputs here, ten by",
         f"default. Records: `{out.name}`.",
+        '`weight_matching` here is that of before its first pass (`begin="identity"`).',
     ]
     for network in dict.fromkeys(r["network"] for r in records):
         rows = [r for r in records if r["network"] == network]

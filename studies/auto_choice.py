@@ -148,6 +148,7 @@ def table(out: Path, target: Path) -> None:
         "Measured by us: `python studies/auto_choice.py` (its docstring says how), on validation networks only.",
         "Mean (deviation) over pairs of the same networks; `refit` and activations on 512 unlabelled",
         f"training images. Records: `{out.name}`; commits {commits}, PyTorch {records[0]['torch']}.",
+        '`weight_matching` here is that of before its first pass (`begin="identity"`).',
     ]
     for repair, key, title in TABLES:
         counts = [len({r["networks"] for r in records if r["set"] == s}) for s in sets]

@@ -151,6 +151,7 @@ def table(out: Path, target: Path) -> None:
         "Measured by us: `python studies/gamf_defaults.py` (its docstring says how; one CPU thread). Accuracy in % on",
         "3,000 training images, mean (standard deviation) over validation pairs, then CPU seconds for one alignment.",
         f"Base: `{printable(BASE)}`. Records, with commit and versions: `gamf-defaults.jsonl`.",
+        '`weight_matching` here is that of before its first pass (`begin="identity"`).',
         "",
         "| setting | " + " | ".join(f"{s} ({len(groups['identity', s])} pairs)" for s in sets) + " |",
         "|---|" + "---|" * len(sets),

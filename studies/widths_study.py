@@ -218,6 +218,7 @@ def table(out: Path, target: Path) -> None:
         "`studies/train_networks.py`). Test accuracy in %, mean (standard deviation) over pairs; raw: one-shot,",
         "nothing is repaired or fine-tuned. Methods on activations see 200 unlabelled training images. Records:",
         "`widths.jsonl`.",
+        '`weight_matching` here is that of before its first pass (`begin="identity"`).',
         "",
         "## Pairs of one width",
         "",

@@ -386,21 +386,32 @@ def test_the_line_is_exact():
 
 
 def test_tiny_problems_against_brute_force():
-    """Two hidden layers of four units: 576 alignments. The best one is found in nearly all of fifty problems."""
+    """Two hidden layers of four units: 576 alignments. `frank_wolfe` finds the best in nearly all of fifty problems.
+
+    Weight matching does in 34; in 26 when it starts from the identity.
+    """
+    methods = {
+        "frank_wolfe": FrankWolfe(weighting="raw"),
+        "pass": WeightMatching(),
+        "identity": WeightMatching(begin="identity"),
+    }
     build = lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))  # noqa: E731
     structure = capture(build(), torch.zeros(1, 3))
-    optimal, gaps = 0, []
+    optimal, gaps = dict.fromkeys(methods, 0), []
     for seed in range(50):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             states = {name: build().state_dict() for name in "ab"}
         best = brute_force(states)
-        alignment = FrankWolfe(weighting="raw")(Problem(structure, states))
-        found = fit(states, *(alignment["b"][s.name].source for s in structure.spaces))
-        assert found <= best + 1e-5
-        optimal += found >= best - 1e-5
-        gaps.append(1 - found / best)
-    assert optimal >= 45, optimal
+        for name, method in methods.items():
+            alignment = method(Problem(structure, states))
+            found = fit(states, *(alignment["b"][s.name].source for s in structure.spaces))
+            assert found <= best + 1e-5
+            optimal[name] += found >= best - 1e-5
+            if name == "frank_wolfe":
+                gaps.append(1 - found / best)
+    assert optimal["frank_wolfe"] >= 45, optimal
+    assert optimal["pass"] >= optimal["identity"] + 4, optimal
     assert np.mean(gaps) < 0.01, gaps
 
 
