@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import weldnet
 from accelerator import Accelerator, Far, MixedDevicesError, is_far
 from device_cases import DATA, FEW, LABELS, X, conv, far, same_state
 from networks import NETWORKS
 from weldnet._arrays import find_device, send
+from weldnet.activations import run
 from weldnet.alignment import METHODS, Alignment, Gamf, OptimalTransport, make_method
 from weldnet.checkpoints import save
-from weldnet.errors import ModelError, UsageError
+from weldnet.errors import DataError, ModelError, UsageError
 from weldnet.evaluation import plane
 from weldnet.fusion import REPAIRS, Rescale, Synthetic
 from weldnet.training import Recipe, fine_tune
@@ -92,19 +93,51 @@ def test_a_device_that_is_not_here_is_refused():
         lambda: weldnet.evaluate(conv(), (DATA, LABELS), device="lazy"),
         lambda: weldnet.fuse([conv(), conv()], X, device="lazy", progress=False),
         lambda: weldnet.barrier(conv(), conv(), evaluate=(DATA, LABELS), device="lazy"),
+        lambda: weldnet.barrier(conv(), conv(), evaluate=lambda network: 1.0, device="lazy"),
+        lambda: plane(conv(), conv(1), conv(2), evaluate=lambda network: 1.0, device="lazy"),
         lambda: weldnet.fold(conv(), conv(), X, device="lazy"),
     ):
         with pytest.raises(UsageError, match="device 'lazy' cannot be used here"):
             ask()
 
 
+class Pinning(TorchFunctionMode):
+    """Takes note of what is to be pinned and sent to a GPU, and leaves it in ordinary memory of the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinned: list[Tensor] = []
+        self.sent: list[tuple[Tensor, dict[str, Any]]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.to and args[1:] and torch.device(args[1]).type == "cuda":
+            self.sent.append((args[0], kwargs))
+            return args[0]
+        pinned = kwargs.pop("pin_memory", False)
+        found = func(*args, **kwargs)
+        if pinned:
+            self.pinned.append(found)
+        return found
+
+
 def test_a_batch_goes_to_a_gpu_from_pinned_memory():
-    batch = MagicMock(device=torch.device("cpu"), dtype=torch.float32)
-    gpu = torch.device("cuda", 0)
-    found = send(batch, gpu, torch.float16, memory_format=torch.channels_last)
-    batch.to.assert_called_once_with(dtype=torch.float16, memory_format=torch.channels_last)
-    batch.to().pin_memory().to.assert_called_once_with(gpu, non_blocking=True)
-    assert found is batch.to().pin_memory().to()
+    """Also one whose channels share their memory; values, type and layout are those that ``Tensor.to`` gives."""
+    gray, gpu = torch.arange(32.0).reshape(2, 1, 4, 4), torch.device("cuda", 0)
+    for batch in (gray, gray.expand(-1, 3, -1, -1), gray.repeat(1, 3, 1, 1)[:, ::2], gray.transpose(0, 3)):
+        for dtype, layout in ((None, torch.preserve_format), (torch.float16, torch.channels_last)):
+            with Pinning() as device:
+                found = send(batch, gpu, dtype, memory_format=layout)
+            (pinned,), ((sent, options),) = device.pinned, device.sent
+            assert found is sent is pinned
+            assert options == {"non_blocking": True}
+            assert torch.equal(found, batch.to(dtype or batch.dtype))
+            assert found.dtype == (dtype or batch.dtype)
+            assert found.untyped_storage().nbytes() == found.nbytes  # no place twice
+            assert layout is torch.preserve_format or found.is_contiguous(memory_format=layout)
+
+
+def test_a_batch_on_the_cpu_stays():
     own = torch.ones(2)
     assert send(own, torch.device("cpu")) is own  # nothing to do
     assert send(own, torch.device("cpu"), copy=True) is not own
@@ -264,6 +297,29 @@ def test_a_full_device_is_not_taken_for_inputs_that_do_not_fit():
         weldnet.fuse([Hungry(), Hungry()], x[:1], data=x, **options)
 
 
+class Listed(nn.Module):
+    """Holds tensors that nothing brings along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.masks = nn.Linear(4, 4), [torch.ones(4)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * self.masks[0]
+
+
+def test_tensors_left_behind_are_not_taken_for_inputs_that_do_not_fit():
+    x = torch.randn(8, 4)
+    words = "Listed lies on lazy:0 and holds tensors elsewhere .*; register them as buffers"
+    with Accelerator():
+        with pytest.raises(ModelError, match=words):
+            weldnet.evaluate(Listed(), (x, torch.arange(8) % 4), device="lazy")
+        with pytest.raises(ModelError, match=words):
+            run(Listed().to("lazy"), x)
+    with pytest.raises(DataError, match=r"shape \(8, 3\) do not fit Listed, whose first weight 'linear.weight' has"):
+        run(Listed(), x[:, :3])
+
+
 # -- fusion ------------------------------------------------------------------------------------------
 
 
@@ -341,6 +397,8 @@ def test_a_function_that_judges_gets_networks_where_they_were_given():
         options: dict[str, Any] = {"evaluate_on": judge, "device": "lazy", "progress": False}
         weldnet.fuse([conv(0), conv(1)], X, repair="none", **options)
         weldnet.compare([conv(0), conv(1)], X, methods=["identity"], repairs=["none"], points=0, **options)
+        weldnet.barrier(conv(0), conv(1), evaluate=judge, points=2, device="lazy")
+        plane(conv(0), conv(1), conv(2), evaluate=judge, points=2, device="lazy")
     assert where == {"cpu"}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from typer.main import get_command
 
 import federations
@@ -26,6 +27,9 @@ from weldnet.errors import TrainingError
 from weldnet.federated import Federation, simulate
 from weldnet.records import read
 from weldnet.training import Recipe, distil, fine_tune, train
+from weldnet.training._objective import Labels
+from weldnet.training._run import run
+from weldnet.training._tally import Tally
 
 SPLIT = Split(DATA, LABELS, ("a", "b", "c", "d"), "made")
 ADAM = Recipe(epochs=2, batch_size=8, lr=0.01, augment="crop-flip", label_smoothing=0.1)
@@ -80,6 +84,48 @@ def test_training_waits_for_the_device_once_in_many_steps():
     assert many.asked == few.asked
     assert len(many.fetched) == len(few.fetched)
     assert sum(copied.shape == (1, 3, 8, 8) for copied in many.sent) == 32
+
+
+def test_an_epoch_sums_all_of_its_steps():
+    """Also where they are fetched in three parts."""
+    recipe, split = Recipe(epochs=1, batch_size=1), SPLIT.rows(torch.arange(120) % 32)
+    here = train(conv(), split, recipe, progress=False).history
+    with Accelerator() as device:
+        there = train(conv(), split, recipe, device="lazy", progress=False).history
+    assert [(epoch.loss, epoch.accuracy) for epoch in here] == [(epoch.loss, epoch.accuracy) for epoch in there]
+    assert sum(copied.shape == (50,) for copied in device.fetched) == 2 * 2
+    assert sum(copied.shape == (20,) for copied in device.fetched) == 2
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_step():
+    with Accelerator():
+        tally = Tally(3, ADAM)
+        right = torch.ones(()).to("lazy")
+        for step in range(1, 100):
+            tally.add(torch.tensor(math.nan if step == 77 else 0.5).to("lazy"), right, 2)
+        # The next time that losses are fetched.
+        with pytest.raises(TrainingError, match="became nan in epoch 3, step 77; lower the learning rate"):
+            tally.add(right, right, 2)
+    assert (tally.loss, tally.correct, tally.seen) == (76.0, 76.0, 152.0)
+
+
+class Counting(Labels):
+    """An objective that gives the number of right answers as a plain one."""
+
+    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, int]:
+        loss, right = super().__call__(logits, rows, batch)
+        return loss, int(right)
+
+
+@pytest.mark.parametrize("device", ["cpu", "lazy"])
+def test_right_answers_may_be_a_plain_number(device):
+    recipe = Recipe(epochs=1, batch_size=8)
+    with Accelerator():
+        expected, found = (
+            run(conv(), kind(DATA, LABELS, "made", 0.0), recipe, device=device, progress=False).history[0]
+            for kind in (Labels, Counting)
+        )
+    assert (found.loss, found.accuracy) == (expected.loss, expected.accuracy)
 
 
 def test_a_loss_that_is_not_finite_is_still_named():
@@ -217,8 +263,18 @@ def test_a_full_device_is_said_with_the_way_out(tmp_path, monkeypatch, capsys):
     assert "CUDA out of memory; give --device cpu" in capsys.readouterr().err
 
 
+#: Why a command has no ``--device``.
+WITHOUT = {
+    "demo": "takes seconds on the CPU, and says the same everywhere",
+    "inspect": "captures, which is done on the CPU everywhere",
+    "check": "proves a structure in float64 on the CPU",
+    "report": "draws what was measured",
+}
+
+
 def test_every_command_that_computes_has_the_option():
-    listed = {
-        name for name, command in get_command(app).commands.items() if "device" in {p.name for p in command.params}
-    }
+    commands = get_command(app).commands
+    listed = {name for name, command in commands.items() if "device" in {p.name for p in command.params}}
+    assert commands.keys() - listed == WITHOUT.keys()
+    # Studies are held to it above.
     assert listed - {"reproduce"} == {words[0] for words in COMMANDS.values()}

@@ -128,6 +128,12 @@ def test_clients_that_train_on_gpus_share_them(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     assert "client-resources-num-gpus" not in _simulation(5, "cpu")
     many = _simulation(50, "cuda")
-    assert (many["init-args-num-gpus"], many["client-resources-num-gpus"]) == (2, 0.12)
+    assert (many["init-args-num-gpus"], many["client-resources-num-gpus"]) == (2, 0.125)
     assert 16 * many["client-resources-num-gpus"] <= 2
     assert _simulation(1, "cuda:0")["client-resources-num-gpus"] == 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for cores in (3, 16, 128, 4096):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)
+        share = _simulation(5000, "cuda")["client-resources-num-gpus"]
+        assert share > 0
+        assert int(1 / share) >= cores  # as Flower counts the clients that have room

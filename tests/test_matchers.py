@@ -308,6 +308,18 @@ def test_learning_needs_modules_and_batches_of_two():
         weldnet.align(networks, MLP.structure, method="straight_through", data=MLP.unlabelled[:, :2])
 
 
+@pytest.mark.parametrize("units", [0, 1])
+def test_learning_leaves_networks_without_spaces_as_they_are(units):
+    """A space of one unit has one order only."""
+    sizes = (4, units, 3) if units else (4, 3)
+    networks = [nn.Sequential(*(nn.Linear(*pair) for pair in itertools.pairwise(sizes))) for _ in range(3)]
+    structure = weldnet.capture(networks[0], torch.ones(1, 4))
+    assert not structure.spaces
+    found = weldnet.align(networks, structure, method="straight_through", data=torch.randn(8, 4))
+    assert all(not couplings for couplings in found.couplings.values())
+    assert (found.stats["sweeps"], found.stats["converged"]) == (0, True)
+
+
 # -- MergeMany -------------------------------------------------------------------------------------
 
 

@@ -377,7 +377,7 @@ def test_vectors_can_be_trained_on_too():
         ({"samples": 0}, UsageError, "samples 0"),
         ({"resume": True}, UsageError, "state_path"),
         ({"parents": [models.mlp((64, 3))]}, ModelError, "10, 3 classes"),
-        ({"parents": [models.mlp((63, 10))]}, DataError, "do not fit the model"),
+        ({"parents": [models.mlp((63, 10))]}, DataError, "do not fit"),
         ({"data": torch.zeros(0, 64)}, DataError, "empty"),
     ],
 )

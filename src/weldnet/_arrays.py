@@ -49,4 +49,5 @@ def send(
         return tensor.to(device, dtype, copy=copy, memory_format=memory_format)
     # Converted first: on its way a copy cannot be.
     ready = tensor.to(dtype=dtype or tensor.dtype, memory_format=memory_format)
-    return ready.pin_memory().to(device, non_blocking=True)
+    # Tensor.pin_memory keeps the strides, and cannot fill a tensor whose places share their memory (``expand``).
+    return torch.empty_like(ready, pin_memory=True).copy_(ready).to(device, non_blocking=True)

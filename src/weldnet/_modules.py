@@ -10,9 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from weldnet.errors import CaptureError, UsageError
+from weldnet.errors import CaptureError, DataError, ModelError, UsageError
 
-__all__ = ["bare", "bring", "evaluation_mode", "fast_layout", "forget_cached", "home", "no_module", "placed"]
+__all__ = [
+    "bare",
+    "bring",
+    "evaluation_mode",
+    "explained",
+    "fast_layout",
+    "forget_cached",
+    "home",
+    "no_module",
+    "placed",
+]
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -96,6 +106,36 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def explained(model: nn.Module, given: str) -> Iterator[None]:
+    """Say of what a forward pass refuses why: it does not fit the model, or the model does not lie on one device.
+
+    Args:
+        model: what is run inside.
+        given: what it is run on, in the plural and with its shape.
+
+    Raises:
+        DataError: what is given does not fit.
+        ModelError: the model holds tensors on another device.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the inputs
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        kind, reason = type(model).__name__, str(error).partition("\n")[0]
+        if "same device" in reason:
+            raise ModelError(
+                f"{kind} lies on {home(model)} and holds tensors elsewhere ({reason}); register them as buffers, or "
+                "give device='cpu'"
+            ) from error
+        name, weight = next(iter(model.named_parameters()), ("", torch.empty(0)))
+        raise DataError(
+            f"{given} do not fit {kind}, whose first weight {name!r} has shape {tuple(weight.shape)}; give the model "
+            f"or the data that belong together ({reason})"
+        ) from error
 
 
 def fast_layout(networks: Iterable[nn.Module], inputs: Tensor) -> torch.memory_format:

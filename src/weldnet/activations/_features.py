@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from weldnet._arrays import send
-from weldnet._modules import evaluation_mode, fast_layout, home
+from weldnet._modules import evaluation_mode, explained, fast_layout, home
 from weldnet.activations._inputs import Inputs, unlabelled_batches
 from weldnet.activations._layers import Layer, find_layers, observed
 from weldnet.assignment import Coupling, Permutation
-from weldnet.errors import DataError
 from weldnet.structure import Place, Structure
 
 __all__ = ["Observer", "Site", "carry_channels", "run"]
@@ -29,19 +28,11 @@ def run(network: nn.Module, inputs: Tensor) -> object:
 
     Raises:
         DataError: the network rejects the inputs; the message gives their shape.
+        ModelError: the network holds tensors on another device.
     """
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-    try:
-        with evaluation_mode(network):
-            return network(send(inputs, home(network), dtype if inputs.is_floating_point() else None, copy=True))
-    except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the inputs
-        raise
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(
-            f"unlabelled inputs of shape {tuple(inputs.shape)} do not fit {type(network).__name__}: {reason}; "
-            "give inputs of the shape that the model takes"
-        ) from error
+    with explained(network, f"unlabelled inputs of shape {tuple(inputs.shape)}"), evaluation_mode(network):
+        return network(send(inputs, home(network), dtype if inputs.is_floating_point() else None, copy=True))
 
 
 @final

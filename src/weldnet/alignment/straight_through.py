@@ -76,8 +76,8 @@ class StraightThrough:
         hard_sweeps(ascent, InnerProduct(), random_orders(problem.structure.roots, _SWEEPS, generator))
         scores = _Scores.of(ascent)
         losses, best = [mixture.loss_over(lessons, scores.hard())], scores.hard()
-        settled = False
-        for _ in range(self.epochs):
+        settled = not scores.outer  # without spaces there is nothing to learn
+        for _ in range(0 if settled else self.epochs):
             before = scores.hard()
             for i in torch.randperm(len(lessons), generator=generator).tolist():
                 scores.learn(mixture, lessons[i], self.rate)
@@ -92,7 +92,7 @@ class StraightThrough:
             "objective": ascent.objective(),
             "loss": min(losses),
             "first_loss": losses[0],
-            "sweeps": self.epochs,
+            "sweeps": len(losses) - 1,
             "converged": settled,
         }
         return ascent.alignment(repr(self), stats, problem.names)

@@ -11,10 +11,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from weldnet._arrays import find_device
-from weldnet._modules import home, placed
+from weldnet._modules import placed
 from weldnet.errors import ModelError, UsageError
-from weldnet.evaluation._scorer import Measure, make_scorer
+from weldnet.evaluation._scorer import Measure, choose_device, make_scorer
 
 __all__ = ["Barrier", "barrier", "check_same", "other_scores"]
 
@@ -112,7 +111,7 @@ def barrier(
         raise UsageError(f"points {points!r} is below 2; a line needs both of its ends")
     check_same({"a": a.state_dict(), "b": b.state_dict()})
     # Both go there once, and the networks in between are made there.
-    target = (None if callable(evaluate) else find_device(device)) or home(a)
+    target = choose_device(evaluate, device, a)
     a, b = (placed(network, target) for network in (a, b))
     first, last = a.state_dict(), b.state_dict()
     score = make_scorer(evaluate)

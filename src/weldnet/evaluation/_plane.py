@@ -11,11 +11,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from weldnet._arrays import find_device
-from weldnet._modules import home, placed
+from weldnet._modules import placed
 from weldnet.errors import ModelError, UsageError
 from weldnet.evaluation._barrier import check_same, other_scores
-from weldnet.evaluation._scorer import Measure, make_scorer
+from weldnet.evaluation._scorer import Measure, choose_device, make_scorer
 
 __all__ = ["Plane", "plane"]
 
@@ -111,7 +110,7 @@ def plane(
         raise UsageError(f"points {points!r} is below 2; a grid needs at least two on each axis")
     if not margin >= 0 or math.isinf(margin):
         raise UsageError(f"margin {margin!r} must be at least 0")
-    target = (None if callable(evaluate) else find_device(device)) or home(a)
+    target = choose_device(evaluate, device, a)
     check_same({name: network.state_dict() for name, network in zip("abc", (a, b, c), strict=True)})
     a, b, c = (placed(network, target) for network in (a, b, c))
     states = [network.state_dict() for network in (a, b, c)]

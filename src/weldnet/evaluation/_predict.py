@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from weldnet._arrays import find_device, send
-from weldnet._modules import evaluation_mode, fast_layout, home, placed
+from weldnet._modules import evaluation_mode, explained, fast_layout, home, placed
 from weldnet.data import Split
 from weldnet.errors import DataError, ModelError, UsageError
 from weldnet.structure import output_tensors
@@ -83,12 +83,8 @@ def _fitting(images: Tensor, model: nn.Module) -> torch.dtype:
 
 
 def _forward(model: nn.Module, images: Tensor) -> Tensor:
-    try:
+    with explained(model, f"images of shape {tuple(images.shape[1:])}"):
         result = model(images)
-    except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the inputs
-        raise
-    except (RuntimeError, ValueError) as error:
-        raise DataError(f"{_mismatch(model, images)} ({str(error).partition(chr(10))[0]})") from error
     logits = _answer(result)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -102,13 +98,3 @@ def _answer(result: Any) -> Any:
         return result
     tensors = output_tensors(result)
     return tensors[0] if len(tensors) == 1 else result
-
-
-def _mismatch(model: nn.Module, images: Tensor) -> str:
-    shape = tuple(images.shape[1:])
-    name, weight = next(iter(model.named_parameters()), ("", torch.empty(0)))
-    return (
-        f"images of shape {shape} do not fit the model, whose first weight {name!r} has "
-        f"shape {tuple(weight.shape)}; "
-        "give the model or the data that belong together"
-    )

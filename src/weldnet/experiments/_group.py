@@ -12,6 +12,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from weldnet._arrays import send
+from weldnet._modules import bring
 from weldnet.alignment import Alignment, diagnose_states
 from weldnet.checkpoints import load_into
 from weldnet.data import Split
@@ -53,8 +55,9 @@ _VARIANCE_SAMPLES = 256
 def run_group(cell: Cell, context: Context) -> list[Record]:
     """Do a cell of a group: what it makes decides which repairs and stages are computed."""
     task: GroupTask = cell.work
+    device = torch.device(context.device)
     networks = {
-        _letter(number): obtain(spec, context.cache, say=context.say).model.to(context.device)
+        _letter(number): bring(obtain(spec, context.cache, say=context.say).model, device)
         for number, spec in enumerate(task.specs)
     }
     test = load_split(task.protocol.dataset, "test", task.protocol.test_rows)
@@ -188,7 +191,7 @@ class _Bench:
         """Return by layer the variance of its outputs before and after the repair, in parts of the parents'."""
         if inputs is None or size != 1:
             return {}
-        batches = list(inputs[:_VARIANCE_SAMPLES].to(self.context.device).split(128))
+        batches = list(send(inputs[:_VARIANCE_SAMPLES], self.device).split(128))
         found = variances(averaged, repaired.model, batches)
         return {layer or "network": [ratio["before"], ratio["after"]] for layer, ratio in found.items()}
 
@@ -226,9 +229,14 @@ class _Bench:
         return self.record(made, {}, {"spaces": spaces})
 
     @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return torch.device(self.context.device)
+
+    @property
     def example(self) -> Tensor:
         """One image."""
-        return self.test.images[:1].to(self.context.device)
+        return send(self.test.images[:1], self.device)
 
     def unlabelled(self) -> Tensor | None:
         """Return training images without their labels."""

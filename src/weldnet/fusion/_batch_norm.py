@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from weldnet._arrays import send
-from weldnet._modules import home
+from weldnet._modules import explained, home
 from weldnet.activations import Inputs, unlabelled_batches
 from weldnet.errors import DataError, UsageError
 from weldnet.fusion._averaged import Averaged, Repaired
@@ -64,16 +64,8 @@ class BatchNormReset:
             for inputs in self._whole_batches(data):
                 refuse_labels(example, inputs)
                 inputs = send(inputs, home(model), dtype if inputs.is_floating_point() else None, copy=True)
-                try:
+                with explained(model, f"unlabelled inputs of shape {tuple(inputs.shape)}"):
                     model(inputs)
-                except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the inputs
-                    raise
-                except (RuntimeError, ValueError) as error:
-                    reason = str(error).partition("\n")[0]
-                    raise DataError(
-                        f"unlabelled inputs of shape {tuple(inputs.shape)} do not fit {type(model).__name__}: "
-                        f"{reason}; give inputs of the shape that the model takes"
-                    ) from error
                 seen += len(inputs)
         return Repaired(model, f"data: BatchNorm statistics re-estimated on {seen} unlabelled inputs")
 

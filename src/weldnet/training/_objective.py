@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weldnet._arrays import send
-from weldnet._modules import bring, home
+from weldnet._modules import bring, explained, home
 from weldnet.checkpoints import tensors_sha256
 from weldnet.errors import DataError
 
@@ -38,10 +38,10 @@ class Objective(Protocol):
         """See the copy that is about to be trained, once, before its first step; most objectives need not."""
         ...
 
-    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, logits: Tensor, rows: Tensor, batch: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return the loss of a batch, and for how many of its samples the largest logit is the right one.
 
-        Both are single numbers on the logits' device: nobody waits for them here.
+        Both are single numbers on the logits' device: nobody waits for them here. The second may be a plain number too.
 
         Args:
             logits: what the network answers, shape (batch, classes).
@@ -101,18 +101,8 @@ class Ensemble:
 def check_fits(model: nn.Module, inputs: Tensor, name: str) -> int:
     """Refuse inputs that the model rejects, before anything is trained; return the number of its classes."""
     probe = copy.deepcopy(model).eval()
-    try:
-        with torch.no_grad():
-            found = probe(inputs[:1].to(home(model)))
-    except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the inputs
-        raise
-    except (RuntimeError, ValueError) as error:
-        first, weight = next(iter(model.named_parameters()), ("", torch.empty(0)))
-        raise DataError(
-            f"{name}: images of shape {tuple(inputs.shape[1:])} do not fit the model, whose first weight {first!r} "
-            f"has shape {tuple(weight.shape)}; give the model or the data that belong together "
-            f"({str(error).partition(chr(10))[0]})"
-        ) from error
+    with torch.no_grad(), explained(model, f"{name}: images of shape {tuple(inputs.shape[1:])}"):
+        found = probe(inputs[:1].to(home(model)))
     if not isinstance(found, Tensor) or found.dim() != 2:
         got = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise DataError(f"{name}: the model's output for one image is {got}; training needs logits (1, classes)")

@@ -194,7 +194,7 @@ class _Run:
         )
         _log.info("epoch %d of %d: %s", index + 1, self.recipe.epochs, self.history[-1])
 
-    def _step(self, rows: Tensor, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _step(self, rows: Tensor, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor | float]:
         images = self.objective.inputs[rows]
         if self.recipe.augment == "crop-flip":
             images = crop_flip(images, generator)

@@ -30,9 +30,9 @@ class Tally:
         self._epoch, self._recipe, self._settled = epoch, recipe, 0
         self._waiting: list[tuple[Tensor, Tensor, int]] = []
 
-    def add(self, loss: Tensor, right: Tensor, count: int) -> None:
+    def add(self, loss: Tensor, right: Tensor | float, count: int) -> None:
         """Take in a step: its mean loss, and how many of its samples were answered rightly."""
-        self._waiting.append((loss, right, count))
+        self._waiting.append((loss, torch.as_tensor(right), count))
         if loss.device.type == "cpu" or len(self._waiting) >= _AHEAD:
             self.settle()
 

@@ -204,7 +204,8 @@ def _simulation(nodes: int, device: str) -> dict[str, int | float]:
     gpus = torch.cuda.device_count() if torch.device(device).type == "cuda" else 0
     if not gpus:
         return found
-    share = min(100, 100 * gpus // max(1, cores)) / 100
+    # Rounded down, so that all have room; Ray counts in steps of 0.0001.
+    share = min(10_000, 10_000 * gpus // max(1, cores)) / 10_000
     return {**found, "init-args-num-gpus": gpus, "client-resources-num-gpus": share}
 
 

@@ -61,7 +61,7 @@ class FusionStrategy(FlowerFedAvg):
         secure_aggregation: whether clients mask what they send; then only sums may be formed.
         on_round: called with every :class:`FlowerRound`.
         seed: of everything random.
-        device: where to align.
+        device: where to compute: alignment, and the networks that methods and repairs run on ``data``.
         data: unlabelled inputs on the server, for methods that look at activations.
 
     Raises:
