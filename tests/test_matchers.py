@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import nn
+from torch import Tensor, nn
 
 import weldnet
 from test_laws import DEEP, GROUPED, MLP, NETWORKS, difference, fused, renumbered, three
@@ -32,7 +33,7 @@ from weldnet.alignment._evidence import add_activations
 from weldnet.alignment._line import Line, nodes
 from weldnet.alignment._rebasin import first_pass
 from weldnet.errors import DataError, UsageError
-from weldnet.structure import capture
+from weldnet.structure import capture, random_renumbering, renumber
 
 RESIDUAL, ATTENTION = NETWORKS[1], NETWORKS[7]
 NEW = [ActivationMatching(), Gamf(activations=0.3), FrankWolfe(), MergeMany(), StraightThrough(epochs=2)]
@@ -258,6 +259,58 @@ def test_running_statistics_do_not_count(method):
     found = method(Problem(structure, states))["b"]
     loud = {k: torch.rand_like(t) * 1000 if k in structure.buffers else t for k, t in states["b"].items()}
     assert method(Problem(structure, {**states, "b": loud}))["b"] == found
+
+
+class Declared(nn.Module):
+    """A chain whose layers are declared in another order than they are called in."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        super().__init__()
+        sizes = (6, 8, 9, 10, 11, 3)
+        self.layers = nn.ModuleDict({str(i): nn.Linear(sizes[i], sizes[i + 1], bias=False) for i in order})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i in range(5):
+            x = self.layers[str(i)](x if i == 0 else x.relu())
+        return x
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (2, 1, 0, 3, 4), (4, 3, 2, 1, 0), (1, 2, 0, 4, 3)], ids=str)
+def test_the_pass_takes_spaces_that_nothing_matched_leads_to(order):
+    torch.manual_seed(0)
+    original = Declared(order)
+    structure = capture(original, torch.zeros(2, 6))
+    state = original.state_dict()
+    sources = random_renumbering(structure, torch.Generator().manual_seed(1))
+    problem = Problem(structure, {"a": state, "b": renumber(state, structure, sources)})
+    back = transport(problem.states["b"], structure, Gamf()(problem)["b"])
+    assert all(torch.equal(back[key], tensor) for key, tensor in state.items())
+    assert WeightMatching()(problem).stats["objective"] > 0.3
+
+
+class Buffered(nn.Module):
+    """A chain whose first layers are frozen: buffers, not parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, shape in (("w", (8, 6)), ("b", (8,)), ("v", (7, 8))):
+            self.register_buffer(name, torch.randn(shape))
+        self.out = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(((x @ self.w.T + self.b).relu() @ self.v.T).relu())
+
+
+def test_buffers_count_for_spaces_that_have_no_parameters():
+    torch.manual_seed(0)
+    original = Buffered()
+    structure = capture(original, torch.zeros(2, 6))
+    assert structure.buffers == ("w", "b", "v")
+    state = original.state_dict()
+    sources = random_renumbering(structure, torch.Generator().manual_seed(1))
+    problem = Problem(structure, {"a": state, "b": renumber(state, structure, sources)})
+    back = transport(problem.states["b"], structure, WeightMatching()(problem)["b"])
+    assert all(torch.equal(back[key], tensor) for key, tensor in state.items())
 
 
 def test_more_than_two_networks_begin_at_the_identity():

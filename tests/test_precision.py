@@ -15,7 +15,8 @@ from weldnet import models
 from weldnet.affinity import InnerProduct
 from weldnet.alignment import Gamf, Problem, WeightMatching, transport
 from weldnet.alignment import _rough as precision
-from weldnet.alignment._rough import Rough
+from weldnet.alignment._products import BrickPool
+from weldnet.alignment._rough import Rough, in_float32
 from weldnet.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -41,11 +42,16 @@ def test_some_rows_of_the_scores_are_rows_of_all_of_them(case, count):
         for k in ascent.moving:
             couple(ascent, space.name, k, generator, soft=True)
     rows = torch.tensor([0, 2])
+    ascent.multiply_with(Rough(in_float32, in_float32))
     for space in ascent.structure.roots:
         pool = ascent.pool(space, InnerProduct())
         for k in ascent.moving:
-            found = sum(entry.weight * entry.pool.some_scores(k, rows) for entry in pool.entries)
-            torch.testing.assert_close(found, unfolded(ascent, space.name, k)[rows], rtol=1e-4, atol=1e-5)
+            parts = [(e.weight, e.pool.checked_scores(k, rows)) for e in pool.entries if isinstance(e.pool, BrickPool)]
+            assert len(parts) == len(pool.entries)
+            expected = unfolded(ascent, space.name, k)
+            whole, some = (sum(weight * found[i] for weight, found in parts) for i in (0, 1))
+            torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(some, expected[rows], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -118,26 +124,37 @@ def test_scores_that_hardly_differ_are_not_left_to_bfloat16():
     assert not rough.is_near(torch.ones(64, 64), rows, torch.zeros(4, 64) + torch.eye(4, 64))
 
 
-def test_tf32_asks_torch_for_it_and_gives_back_what_was_there(monkeypatch):
+@pytest.fixture
+def cuda_products():
+    settings: Any = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    yield settings
+    settings.fp32_precision = before
+
+
+@pytest.mark.parametrize("users", ["ieee", "tf32"])
+def test_tf32_and_what_it_is_held_to_ask_for_what_they_are_and_give_back_what_was_there(users, cuda_products):
+    cuda_products.fp32_precision = users
     asked: list[str] = []
 
     class Watched(Tensor):
         @classmethod
         def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            asked.append(torch.get_float32_matmul_precision())
+            asked.append(torch.backends.cuda.matmul.fp32_precision)
             return super().__torch_function__(func, types, args, kwargs or {})
 
-    watched = torch.eye(3).as_subclass(Watched)
-    asked.clear()
+    watched, ones = torch.eye(3).as_subclass(Watched), torch.ones(3, 3)
     rough = Rough.of("tf32", torch.device("cuda"))
     assert rough is not None
-    found = rough.multiply(watched, torch.ones(3, 3))
-    assert "high" in asked
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert torch.equal(found.as_subclass(Tensor), torch.ones(3, 3))
-    with pytest.raises(RuntimeError):
-        rough.multiply(torch.ones(2, 3), torch.ones(2, 3))
-    assert torch.get_float32_matmul_precision() == "highest"
+    for multiply, kind in ((rough.multiply, "tf32"), (rough.check, "ieee")):
+        asked.clear()
+        assert torch.equal(multiply(watched, ones).as_subclass(Tensor), ones)
+        assert torch.equal(multiply(watched, ones, ones).as_subclass(Tensor), torch.zeros(3, 3))
+        assert kind in asked
+        assert torch.backends.cuda.matmul.fp32_precision == users
+        with pytest.raises(RuntimeError):
+            multiply(torch.ones(2, 3), torch.ones(2, 3))
+        assert torch.backends.cuda.matmul.fp32_precision == users
 
 
 def test_what_cannot_be_is_refused():

@@ -15,7 +15,7 @@ from weldnet.affinity import InnerProduct
 from weldnet.alignment import Problem
 from weldnet.alignment._ascent import Ascent, start
 from weldnet.alignment._sweeps import Assignments, hard_sweeps, strangers
-from weldnet.assignment import best_permutation
+from weldnet.assignment import Table, solve_table
 from weldnet.errors import AlignmentError
 from weldnet.structure import Space, bricks_of
 
@@ -189,12 +189,12 @@ def test_assignments_run_beside_one_another_and_come_back_in_order():
             drawn.append(space.name)
             yield space, torch.eye(2)[[number % 2, 1 - number % 2]]
 
-    def solve(scores: torch.Tensor) -> torch.Tensor:
+    def solve(table: Table) -> torch.Tensor:
         meeting.wait()  # passes only if three are solved at once
-        return best_permutation(scores)
+        return solve_table(table)
 
     with pytest.MonkeyPatch.context() as patch, Assignments(3) as assignments:
-        patch.setattr("weldnet.alignment._sweeps.best_permutation", solve)
+        patch.setattr("weldnet.alignment._sweeps.solve_table", solve)
         found = assignments.solve(tables())
         first = next(found)
         assert drawn == ["s0", "s1", "s2", "s3"]  # one more than are solved, no further
@@ -203,6 +203,13 @@ def test_assignments_run_beside_one_another_and_come_back_in_order():
     assert [source.tolist() for _, _, source in results] == [[0, 1], [1, 0]] * 3
 
 
-def test_an_assignment_that_fails_in_another_thread_says_why():
+def test_only_a_few_assignments_run_at_once(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    assert Assignments.of(ascent_of("vgg11", 2)).count == 4
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert Assignments.of(ascent_of("vgg11", 2)).count == 1
+
+
+def test_scores_without_an_assignment_say_why():
     with Assignments(2) as assignments, pytest.raises(AlignmentError, match="NaN"):
         list(assignments.solve([(Space("s", 2), torch.full((2, 2), torch.nan))]))

@@ -17,6 +17,8 @@ import weldnet
 from networks import NETWORKS
 from weldnet import models
 from weldnet.alignment import Gamf, WeightMatching, Workspace
+from weldnet.alignment._ascent import Ascent
+from weldnet.alignment._rough import Rough
 from weldnet.alignment._shelf import Spill
 from weldnet.checkpoints import StoredState, _stored, plan_shards, read_metadata, save, shard_names, write_shard
 from weldnet.cli import main
@@ -267,6 +269,23 @@ def count_reads(monkeypatch: pytest.MonkeyPatch, limit: int | None) -> list[int]
     counting.original = original  # pyright: ignore[reportFunctionMemberAccess]
     monkeypatch.setattr(_stored.StoredState, "__getitem__", counting)
     return counts
+
+
+def test_the_check_of_rough_products_reads_nothing_again(tmp_path, monkeypatch):
+    _, files = parents(flat, 2, tmp_path)
+    monkeypatch.setattr(Rough, "is_near", lambda *_: True)
+    harden, soft, reads = Ascent.harden, list[int](), [0]
+    monkeypatch.setattr(Ascent, "harden", lambda ascent: (soft.append(reads[0]), harden(ascent)))
+    counts: list[int] = []
+    for precision in ("float32", "bfloat16"):
+        soft.clear()
+        reads = count_reads(monkeypatch, None)
+        method = Gamf(gamma=0.5, sweeps=1, precision=precision)
+        out = tmp_path / precision
+        weldnet.fuse_files(files, IMAGE, model=flat, out=out, method=method, check=False, progress=False)
+        counts += soft
+    assert len(counts) == 2
+    assert counts[0] == counts[1]
 
 
 def test_finished_work_is_not_done_again(tmp_path, monkeypatch):

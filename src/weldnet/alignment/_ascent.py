@@ -20,7 +20,7 @@ from weldnet.affinity import InnerProduct, Kernel, Pool
 from weldnet.alignment._method import Alignment, Problem
 from weldnet.alignment._pools import Entry, Rebuilt, SpacePool, block_pool
 from weldnet.alignment._products import BrickPool, Totals
-from weldnet.alignment._rough import Rough, in_float32
+from weldnet.alignment._rough import Rough
 from weldnet.alignment._seen import Seen, State, mark_in
 from weldnet.alignment._stacks import StoredStacks, mean_square, scaled_stack, sum_of_squares
 from weldnet.alignment._workspace import Workspace
@@ -153,9 +153,8 @@ class Ascent:
         if whole is None:
             return None
         bricks = [brick for brick in whole if place in (brick.left, brick.right)]
-        multiply = in_float32 if rough is None else rough.multiply
         if self._pair:
-            return BrickPool(place, bricks, self.couplings, self.tensor, multiply=multiply)
+            return BrickPool(place, bricks, self.couplings, self.tensor, rough=rough)
         tree = {space.name for space in self.structure.tree(place.space)}
         if self.structure.space(place.space).parent is not None or len(tree) > 1:
             return None
@@ -163,7 +162,7 @@ class Ascent:
         if any(other is not None and other.space == place.space for other in others):
             return None  # running sums need one side to stay while the other moves
         hold = self.workspace is None
-        return BrickPool(place, bricks, self.couplings, self.tensor, self._totals, before, hold=hold, multiply=multiply)
+        return BrickPool(place, bricks, self.couplings, self.tensor, self._totals, before, hold=hold, rough=rough)
 
     def _marks(self, place: Place) -> list[State]:
         """Mark what a pair's scores in a place depend on: the couplings of the spaces on the other axes."""

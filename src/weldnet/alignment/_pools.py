@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weldnet.affinity import Kernel, Pool
 from weldnet.alignment._products import BrickPool
-from weldnet.alignment._rough import Rough, in_float32
+from weldnet.alignment._rough import Rough
 from weldnet.alignment._seen import Seen, State
 from weldnet.structure import Place, Space
 
@@ -65,12 +65,15 @@ class SpacePool:
     def _sum(self, k: int, entries: Sequence[Entry]) -> Tensor:
         if self.rough is None:
             return self._add(k, entries)
-        bricks = [(entry.pool, entry.weight) for entry in entries if isinstance(entry.pool, BrickPool)]
-        total = self._add(k, [entry for entry in entries if isinstance(entry.pool, BrickPool)])
         rows = self.rough.rows(self.space.size, self.device)
+        total = torch.zeros(self.space.size, self.space.size, device=self.device)
         expected = torch.zeros(len(rows), self.space.size, device=self.device)
-        for pool, weight in bricks:
-            expected.add_(pool.some_scores(k, rows), alpha=weight)
+        for entry in entries:
+            if isinstance(entry.pool, BrickPool):
+                scores, some = entry.pool.checked_scores(k, rows)
+                total.add_(scores, alpha=entry.weight)
+                if some is not None:
+                    expected.add_(some, alpha=entry.weight)
         if not self.rough.is_near(total, rows, expected):
             self._be_exact(self.rough)
             return self._add(k, entries)
@@ -87,7 +90,7 @@ class SpacePool:
         self.rough = None
         for entry in self.entries:
             if isinstance(entry.pool, BrickPool):
-                entry.pool.multiply = in_float32
+                entry.pool.rough = None
 
     def split_scores(self, k: int, apart: Mapping[Place, str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scores, and the sums over some of the places, by the names that ``apart`` gives them."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from weldnet.alignment._rough import Multiply, in_float32
+from weldnet.alignment._rough import Multiply, Rough, in_float32
 from weldnet.alignment._seen import State, mark_in
 from weldnet.structure import Brick, Place
 
@@ -92,7 +92,7 @@ class BrickPool:
         totals: sums over the networks; None for a pair.
         before: a network's coupling when its scores were last asked for; all places of a space share it.
         hold: keep what was read for the scores until the coupling that follows from them is known, or read it again.
-        multiply: how matrices are multiplied for the scores.
+        rough: products in less than float32 for the scores, if they are wanted.
     """
 
     place: Place
@@ -102,42 +102,50 @@ class BrickPool:
     totals: Totals | None = None
     before: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     hold: bool = True
-    multiply: Multiply = in_float32
+    rough: Rough | None = None
     _found: list[Tensor] = field(default_factory=list[Tensor])
 
     def scores(self, k: int) -> Tensor:
         """Return the inner products of network ``k``'s units with the universe's."""
-        own, result = self.couplings[self.place.space][k - 1], None
+        return self.checked_scores(k, None)[0]
+
+    def checked_scores(self, k: int, units: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the scores, and those of some units in float32, shape (some, universe); couplings are soft then."""
+        own = self.couplings[self.place.space][k - 1]
+        result: Tensor | None = None
+        expected: Tensor | None = None
         self._found = []
         for brick in self.bricks:
-            moved, left = self._moved(brick, k), self.place is brick.left
+            part, left = self._part(brick, k), self.place is brick.left
+            moved = self._across(brick, part, k)
             if self.totals is None:
-                rest = brick.cut(self.read(brick.tensor, 0))
+                whole = rest = self._part(brick, 0)
             else:
-                rest = _without(self.totals.of(brick, self.couplings), moved, own, self.multiply, left=left)
+                whole = self.totals.of(brick, self.couplings)
+                rest = _without(whole, moved, own, self._multiply, left=left)
                 self._found += [moved] if self.hold else []
-            found = self.multiply(_rows(moved, left=left), _rows(rest, left=left).T)
+            found = self._multiply(_rows(moved, left=left), _rows(rest, left=left).T)
             result = found if result is None else result.add_(found)
+            if units is not None:
+                some = self._some(brick, part, whole, k, units)
+                expected = some if expected is None else expected.add_(some)
         if self.totals is not None and not torch.equal(self.before.get(k, own[:0]), own):
             self.before.clear()
             self.before[k] = own.clone()
         assert result is not None
-        return result
+        return result, expected
 
-    def some_scores(self, k: int, units: Tensor) -> Tensor:
-        """Return the scores of some of network ``k``'s units in float32, shape (some, universe); couplings are soft."""
-        own, result = self.couplings[self.place.space][k - 1], None
-        for brick in self.bricks:
-            part, left = brick.cut(self.read(brick.tensor, k)), self.place is brick.left
-            some = self._across(brick, part.index_select(0 if left else 2, units), k)
-            total = self.totals.of(brick, self.couplings) if self.totals else brick.cut(self.read(brick.tensor, 0))
-            found = _rows(some, left=left) @ _rows(total, left=left).T
-            if self.totals is not None:  # less the network's own share: what is compared is brought back, not all of it
-                back = self._across(brick, some, k, back=True)
-                found -= _rows(back, left=left) @ _rows(part, left=left).T @ own
-            result = found if result is None else result.add_(found)
-        assert result is not None
-        return result
+    def _some(self, brick: Brick, part: Tensor, whole: Tensor, k: int, units: Tensor) -> Tensor:
+        assert self.rough is not None
+        left, multiply = self.place is brick.left, self.rough.check
+        some = self._across(brick, part.index_select(0 if left else 2, units), k, exact=True)
+        found = multiply(_rows(some, left=left), _rows(whole, left=left).T)
+        if self.totals is None:
+            return found
+        # Less the network's own share: what is compared is brought back, not all of it.
+        back = self._across(brick, some, k, exact=True, back=True)
+        shared = multiply(_rows(back, left=left), _rows(part, left=left).T)
+        return multiply(shared, self.couplings[self.place.space][k - 1], found)
 
     def replace(self, k: int, coupling: Tensor, rows: Tensor | None = None) -> None:
         """Take in the coupling that network ``k`` has got since its scores were asked for."""
@@ -145,24 +153,25 @@ class BrickPool:
             return
         assert k in self.before, "a coupling follows from scores"
         for number, brick in enumerate(self.bricks):
-            moved = self._found[number] if self._found else self._moved(brick, k)
+            moved = self._found[number] if self._found else self._across(brick, self._part(brick, k), k)
             self.totals.move(brick, moved, (self.before[k], coupling), left=self.place is brick.left)
             self.totals.settle(brick, self.couplings)
         self._found = []
 
-    def _moved(self, brick: Brick, k: int) -> Tensor:
-        """Network ``k``'s brick, carried on the side away from the place."""
-        part, other = brick.cut(self.read(brick.tensor, k)), brick.other(self.place)
-        if other is None:
-            return part
-        return _carry(part, self.couplings[other.space][k - 1], self.multiply, left=other is brick.left)
+    def _part(self, brick: Brick, k: int) -> Tensor:
+        return brick.cut(self.read(brick.tensor, k))
 
-    def _across(self, brick: Brick, part: Tensor, k: int, *, back: bool = False) -> Tensor:
-        """Carry some units' part of a brick on the side away from the place, or along the transposed coupling."""
+    @property
+    def _multiply(self) -> Multiply:
+        return in_float32 if self.rough is None else self.rough.multiply
+
+    def _across(self, brick: Brick, part: Tensor, k: int, *, exact: bool = False, back: bool = False) -> Tensor:
+        """Carry network ``k``'s brick, or a part of it, on the side away from the place; ``back``: the other way."""
         if (other := brick.other(self.place)) is None:
             return part
         coupling = self.couplings[other.space][k - 1]
-        return _carry(part, coupling.T if back else coupling, left=other is brick.left)
+        multiply = self.rough.check if exact and self.rough is not None else self._multiply
+        return _carry(part, coupling.T if back else coupling, multiply, left=other is brick.left)
 
 
 def _rows(brick: Tensor, *, left: bool) -> Tensor:

@@ -1,15 +1,16 @@
 """Matrix products in less than float32 while couplings are soft, and the check that they are near enough.
 
 Sinkhorn blurs scores by its temperature, so that their last digits decide nothing there. bfloat16 has 8 bits of them,
-TF32 11: on processors made for it products take a half to a tenth of the time. Every score is held to a sample of rows
-in float32, relative to what the scores differ by.
+TF32 11, and processors made for them are faster in them (``docs/results/speed.md``). Every score is held to a sample
+of rows in float32, relative to what the scores differ by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ __all__ = ["PRECISIONS", "Multiply", "Precision", "Rough", "in_float32"]
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+#: How CUDA multiplies float32.
+_Kind = Literal["ieee", "tf32"]
 
 #: A matrix product, float32 in and out: ``multiply(a, b)`` is a @ b, ``multiply(a, b, c)`` is c - a @ b.
 Multiply = Callable[..., Tensor]
@@ -36,10 +40,12 @@ class Rough:
 
     Args:
         multiply: the product.
+        check: the product in float32 that it is held to.
         exact: names of spaces that are scored in float32 from now on.
     """
 
     multiply: Multiply
+    check: Multiply
     exact: set[str] = field(default_factory=set[str])
 
     @staticmethod
@@ -53,7 +59,7 @@ class Rough:
             return None
         if precision == "tf32" and device.type != "cuda":
             raise UsageError(f"precision is 'tf32', which CUDA devices have; on {device} give 'bfloat16' or 'float32'")
-        return Rough(_in_tf32 if precision == "tf32" else _in_bfloat16)
+        return Rough(_in_tf32, _in_ieee) if precision == "tf32" else Rough(_in_bfloat16, in_float32)
 
     def rows(self, units: int, device: torch.device) -> Tensor:
         """Return the numbers of the rows to look at, spread evenly."""
@@ -89,9 +95,23 @@ def _in_bfloat16(a: Tensor, b: Tensor, less: Tensor | None = None) -> Tensor:
 
 
 def _in_tf32(a: Tensor, b: Tensor, less: Tensor | None = None) -> Tensor:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
+    with _cuda_multiplies("tf32"):
         return in_float32(a, b, less)
+
+
+def _in_ieee(a: Tensor, b: Tensor, less: Tensor | None = None) -> Tensor:
+    with _cuda_multiplies("ieee"):
+        return in_float32(a, b, less)
+
+
+@contextmanager
+def _cuda_multiplies(kind: _Kind) -> Iterator[None]:
+    """Set how CUDA multiplies float32, and set it back; torch from 2.9 on refuses the older setting beside this one."""
+    settings: Any = torch.backends.cuda.matmul
+    name = "fp32_precision" if hasattr(settings, "fp32_precision") else "allow_tf32"
+    before = getattr(settings, name)
+    setattr(settings, name, kind if name == "fp32_precision" else kind == "tf32")
+    try:
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        setattr(settings, name, before)

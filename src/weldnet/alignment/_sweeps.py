@@ -15,10 +15,13 @@ from torch import Tensor
 from weldnet.affinity import Kernel
 from weldnet.alignment._ascent import Ascent
 from weldnet.alignment._tree import Best, Only, Rule, Tree, is_entangled
-from weldnet.assignment import best_permutation
+from weldnet.assignment import best_permutation, score_table, solve_table
 from weldnet.structure import Space
 
-__all__ = ["hard_sweeps", "random_orders"]
+__all__ = ["Assignments", "assign", "hard_sweeps", "random_orders", "strangers"]
+
+#: Linear assignments at once.
+_MOST = 4
 
 
 def hard_sweeps(
@@ -47,8 +50,7 @@ def hard_sweeps(
         if converged:
             return sweeps, True
         orders = itertools.islice(orders, sweeps, None)
-    # One assignment ahead is enough to keep a disk or a device busy, and more scores need memory.
-    with Assignments(1 if ascent.workspace is not None else torch.get_num_threads()) as assignments:
+    with Assignments.of(ascent) as assignments:
         for order in orders:
             sweeps += 1
             ascent.begin(f"sweep {sweeps}", order)
@@ -79,11 +81,17 @@ class Assignments(AbstractContextManager["Assignments"]):
     """Linear assignments in other threads, while the scores of the next spaces are computed in this one.
 
     SciPy's solver leaves Python's lock alone. At most ``count`` run at once; the oldest is waited for when more come.
+    Each needs its scores twice in float64, so that more than a few would need more memory than they save time.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._threads = ThreadPoolExecutor(count)
+
+    @staticmethod
+    def of(ascent: Ascent) -> Assignments:
+        """Return as many as torch may use threads, but a few; a single one beside tensors that are read from disk."""
+        return Assignments(1 if ascent.workspace is not None else min(_MOST, torch.get_num_threads()))
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
@@ -92,16 +100,15 @@ class Assignments(AbstractContextManager["Assignments"]):
         """Yield every space with its scores and its best permutation, in the order given."""
         waiting: deque[tuple[Space, Tensor, Future[Tensor]]] = deque()
         for space, scores in tables:
-            table = scores.cpu()
-            waiting.append((space, table, self._threads.submit(best_permutation, table)))
+            waiting.append((space, scores, self._threads.submit(solve_table, score_table(scores))))
             if len(waiting) > self.count:
                 yield _solved(*waiting.popleft())
         while waiting:
             yield _solved(*waiting.popleft())
 
 
-def _solved(space: Space, table: Tensor, found: Future[Tensor]) -> tuple[Space, Tensor, Tensor]:
-    return space, table, found.result()
+def _solved(space: Space, scores: Tensor, found: Future[Tensor]) -> tuple[Space, Tensor, Tensor]:
+    return space, scores, found.result()
 
 
 def random_orders(roots: Sequence[Space], count: int, generator: torch.Generator) -> Iterator[list[Space]]:

@@ -162,6 +162,9 @@ class Structure:
         for place in self.places:
             self._check_place(place)
         self._check_overlaps()
+        strange = [name for name in self.buffers if name not in self.shapes]
+        if strange:
+            raise StructureError(f"{strange[0]!r} is named as a buffer, but the structure does not list such a tensor")
 
     # -- look-ups ---------------------------------------------------------------------------------
 
