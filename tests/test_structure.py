@@ -523,6 +523,7 @@ def with_place(place: Place) -> Structure:
     ("make", "says"),
     [
         (lambda: with_place(Place("nothing", "0", (0,))), "'nothing', which the structure does not list"),
+        (lambda: replace(small(), buffers=("nothing",)), "'nothing' is named as a buffer, but"),
         (lambda: with_place(Place("2.bias", "0", (0,))), r"positions 0\.\.3 do not fit once each into 3"),
         (lambda: with_place(Place("2.weight", "0", (2,))), "'2.weight' has 2 axes"),
         (lambda: with_place(Place("2.weight", "0", ())), "'2.weight' has 2 axes"),

@@ -100,7 +100,8 @@ class Assignments(AbstractContextManager["Assignments"]):
         """Yield every space with its scores and its best permutation, in the order given."""
         waiting: deque[tuple[Space, Tensor, Future[Tensor]]] = deque()
         for space, scores in tables:
-            waiting.append((space, scores, self._threads.submit(solve_table, score_table(scores))))
+            here = scores.cpu()  # once, for the assignment and for what is made of it
+            waiting.append((space, here, self._threads.submit(solve_table, score_table(here))))
             if len(waiting) > self.count:
                 yield _solved(*waiting.popleft())
         while waiting:
