@@ -73,8 +73,10 @@ def test_an_existing_folder_is_written_into_but_not_over_the_files_of_others(
     Path("there.v1").mkdir()
     Path("there.v1/notes.txt").write_text("mine")
     arguments = ["fuse", *pair, "-o", "there.v1", *BASE, "--method", "identity"]
-    assert main(arguments) == 0
-    assert main(arguments) == 0  # over its own
+    for end in ("wrote there.v1", "wrote there.v1, in place of what was there"):  # the second over its own
+        assert main(arguments) == 0
+        assert capsys.readouterr().err.splitlines()[-1] == f"weldnet: {end}"
+    assert Path("there.v1/notes.txt").read_text() == "mine"
     assert len(list(Path("there.v1").iterdir())) == 4
     Path("other").mkdir()
     Path("other/README.md").write_text("# Mine\n")
@@ -82,6 +84,17 @@ def test_an_existing_folder_is_written_into_but_not_over_the_files_of_others(
     assert main(["fuse", *pair, "-o", "other", *BASE]) == 2
     assert "'other/README.md' is there already and not of weldnet's making" in capsys.readouterr().err
     assert [path.name for path in Path("other").iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize("shard", ["1KB", "2GB"])  # several shards, and one
+def test_a_folder_of_shards_is_not_written_into(pair: list[str], shard: str, capsys: pytest.CaptureFixture[str]):
+    arguments = ["fuse", *pair, "-o", "shards", *BASE, "--method", "identity"]
+    assert main([*arguments, "--stream", "--shard-size", shard]) == 0
+    before = {path: path.read_bytes() for path in Path("shards").iterdir()}
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "belongs to a network in shards" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("shards").iterdir()} == before
 
 
 def test_a_failed_fusion_leaves_no_folder(

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from weldnet.cli._outputs import WEIGHTS
+
 __all__ = [
     "Checkpoint",
     "Checkpoints",
@@ -125,12 +127,17 @@ class Written:
     def soon(*paths: Path | None) -> Written:
         """Look for the files before they are written; those that are None are not."""
         given = tuple(path for path in paths if path is not None)
-        return Written(given, frozenset(path for path in given if os.path.lexists(path)))
+        return Written(given, frozenset(path for path in given if os.path.lexists(_replaced(path))))
 
     def say(self) -> None:
         """Tell the person what was written, and what that replaced."""
         for path in self.paths:
             say(f"wrote {path}" + (", in place of what was there" if path in self.there else ""))
+
+
+def _replaced(path: Path) -> Path:
+    """Return what writing replaces: of a folder the weights, for what else lies in it stays."""
+    return path / WEIGHTS if path.is_dir() else path
 
 
 def say(message: str, *, kind: str = "") -> None:

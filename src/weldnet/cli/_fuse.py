@@ -285,7 +285,9 @@ def _check_outputs(settings: FuseConfig) -> None:
     elif not settings.stream and not all(map(is_pretrained, settings.networks)):
         refuse_foreign(settings.output)
     elif os.path.lexists(settings.output):
-        raise UsageError(f"{str(settings.output)!r} is there already; a folder is written anew: choose another name")
+        raise UsageError(
+            f"{str(settings.output)!r} is there already, and a folder of transformers is not replaced; give another"
+        )
     if settings.size != 1 and not (settings.output.suffix == ".safetensors" or (folder and settings.models)):
         raise UsageError(
             f"{str(settings.output)!r} has no place for the widths of a network of size {settings.size:g}; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import shlex
 import shutil
@@ -36,6 +37,9 @@ __all__ = [
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 """What a folder of a fused network holds."""
+
+#: What tells of a network in shards or of the transformers library: beside it new weights would be read wrongly or not.
+_OTHER_KINDS = ("model.safetensors.index.json", "weldnet.json", "config.json")
 
 
 @final
@@ -93,7 +97,7 @@ def is_folder(output: Path) -> bool:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that holds files of other origin where ours would go.
+    """Refuse a folder that holds files of other origin where ours would go, or a network that ours would not replace.
 
     Raises:
         UsageError: naming the file.
@@ -109,6 +113,12 @@ def refuse_foreign(folder: Path) -> None:
         if not ours and (folder / name).exists():
             raise UsageError(
                 f"{str(folder / name)!r} is there already and not of weldnet's making; choose another folder"
+            )
+    for name in _OTHER_KINDS:
+        if os.path.lexists(folder / name):
+            raise UsageError(
+                f"{str(folder / name)!r} belongs to a network in shards or of transformers, which is not replaced; "
+                "choose another folder"
             )
 
 
