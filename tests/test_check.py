@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from networks import NETWORKS, Net, enliven
 from weldnet.errors import ModelError, StructureError
-from weldnet.structure import Layout, Place, Power, Space, Structure, capture, check, power
+from weldnet.structure import Check, Layout, Place, Power, Space, Structure, capture, check, power
 
 Mutation = Callable[[Structure], Structure]
 
@@ -201,6 +201,12 @@ def test_the_check_passes_on_the_true_structure(mutant: Mutant):
     assert result.inputs == 2
     assert result.renumberings == 2 + len(capture(model, x).roots)
     assert str(result).startswith(f"passed: {result.renumberings} random renumberings on 2 inputs")
+
+
+def test_one_renumbering_is_spoken_of_as_one():
+    said = [str(Check(1e-16, 1e-9, count, 1)) for count in (1, 2)]
+    assert "1 random renumbering on 1 input changes the output" in said[0]
+    assert "2 random renumberings on 1 input change the output" in said[1]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)

@@ -490,6 +490,7 @@ def test_the_names_known_before_torch_are_those_of_the_library():
         ["--input", "1,sixty"],
         ["--input", "1,64:int63"],
         ["--input", "gone.pt"],
+        ["-o", "shards", "--stream", "--shard-size", "5XB"],
     ],
     ids=str,
 )
@@ -879,9 +880,10 @@ def test_fold_writes_the_narrower_network(cli, tmp_path):
     assert 0 <= found["folded"]["accuracy"] <= 1
     assert checkpoints.load(out)["layers.0.weight"].shape == (8, 64)
     assert json.loads(checkpoints.read_metadata(out)["config"])["into"] == narrow
-    code, printed, error = cli(*line)
+    code, printed, error = cli(*line, "--data", "digits")
     assert code == 0
     assert "folded  parameters" in printed
+    assert f", accuracy {found['folded']['accuracy']:.2%}, " in printed
     assert f"wrote {out}" in error
     code, _, error = cli(*line[:-3], wide.replace("12", "16"), *line[-2:])
     assert code == 1

@@ -149,6 +149,16 @@ def test_a_device_gets_its_number():
     assert find_device(None) is None
 
 
+@pytest.mark.parametrize("name", ["meta", "vulkan", "gpu", "cuda:x", "cuda:99", "privateuseone", ""])
+def test_why_a_device_cannot_be_used_is_said_shortly(name: str):
+    with pytest.raises(
+        UsageError, match=f"^device '{name}' cannot be used here: .+; give cpu, or leave it out$"
+    ) as got:
+        find_device(name)
+    assert len(str(got.value)) < 200
+    assert "\n" not in str(got.value)
+
+
 # -- structure ---------------------------------------------------------------------------------------
 
 

@@ -240,6 +240,22 @@ def test_the_calibration_error_in_metrics_is_that_of_the_softmax(data):
     assert evaluate(model, data).calibration_error == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (3, "labelled data is a value of type int; give"),
+        (torch.zeros(4, 1, 8, 8), "labelled data is a value of type Tensor; give"),
+        ([torch.zeros(2, 1, 8, 8)], "a batch of labelled data is a Tensor; give"),
+        (TensorDataset(torch.zeros(4, 1, 8, 8)), r"a batch of labelled data is \(Tensor\); give"),
+        ([(torch.zeros(1, 1, 8, 8), [0])], r"a batch of labelled data is \(Tensor, list\); give"),
+    ],
+)
+def test_data_without_labels_is_named(given, words: str):
+    for ask in (evaluate, lambda net, data: barrier(net, net, evaluate=data, points=2)):
+        with pytest.raises(DataError, match=rf"^{words} \(inputs, labels\)"):
+            ask(network(0), given)
+
+
 def test_broken_probabilities_are_not_called_calibrated():
     assert math.isnan(calibration_error(torch.tensor([[math.nan, 0.5]]), torch.tensor([0])))
     with pytest.raises(DataError, match=r"\(2, 2\) and \(3,\)"):

@@ -352,6 +352,22 @@ def test_unlabelled_inputs_that_are_too_few_to_say_much_are_counted():
     )
 
 
+def test_which_floating_type_the_result_has_is_said():
+    a, b, x = different_pair()
+    half = copy.deepcopy(a).half()
+    for pair, types, kind in (
+        ({"h": half, "d": b}, "h: float16, d: float64", "float16, as is 'h'"),
+        ({"d": b, "h": half}, "d: float64, h: float16", "float64, as is 'd'"),
+    ):
+        first = next(iter(pair.values()))
+        dtype = next(first.parameters()).dtype
+        result = fuse(pair, x.to(dtype), method="identity", progress=False)
+        assert {tensor.dtype for tensor in result.state_dict().values()} == {dtype}
+        said = f"the networks' types differ ({types}); the fused network is {kind}."
+        assert said in result.report.notes
+    assert not any("types differ" in note for note in fuse([a, b], x, method="identity", progress=False).report.notes)
+
+
 def test_inputs_are_never_changed_nor_shared():
     a, b, x = (copy.deepcopy(m) for m in different_pair())
     a.train()

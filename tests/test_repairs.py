@@ -291,7 +291,7 @@ def test_auto_with_too_little_data_says_so():
     (a, x), (b, _) = network("mlp"), network("mlp", 1)
     assert "3 unlabelled inputs are too few" in Auto()(averaged([a, b], x), x[:3]).summary
     (a, x), (b, _) = network("resnet20"), network("resnet20", 1)
-    assert "re-estimated on 3 unlabelled inputs" in Auto()(averaged([a, b], x), x[:3]).summary
+    assert "re-estimated on 3 unlabelled inputs, too few to hold any back" in Auto()(averaged([a, b], x), x[:3]).summary
 
 
 def test_the_distance_is_the_divergence_from_the_mean_probabilities():

@@ -359,6 +359,12 @@ def test_distilling_reads_no_labels(digits):
     assert same(few, distil(mlp(0), [mlp(1)], digits.images[:64], SHORT, progress=False).model)
 
 
+@KINDS
+def test_no_epochs_are_refused(kind: str, digits: Split):
+    with pytest.raises(UsageError, match="epochs 0 trains nothing; give 1 or more"):
+        run_after(kind, mlp(0), digits, recipe=replace(SHORT, epochs=0))
+
+
 def test_vectors_can_be_trained_on_too():
     x, y = torch.randn(40, 64), torch.arange(40) % 10
     tuned = fine_tune(mlp(0), (x, y), replace(SHORT, epochs=30), progress=False)

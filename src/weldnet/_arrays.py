@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import torch
 from torch import Tensor
 
@@ -14,15 +16,30 @@ def find_device(device: str | torch.device | None) -> torch.device | None:
     """Read a device and try it; None stays None. Where it says ``cuda``, the current one's number is added.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: there is no such device here, or it is ``meta``, which holds no numbers.
     """
     if device is None:
         return None
     try:
-        return torch.empty(0, device=torch.device(device)).device
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        why = str(error).strip().partition("\n")[0]
-        raise UsageError(f"device {str(device)!r} cannot be used here: {why}; give cpu, or leave it out") from error
+        found = torch.empty(0, device=torch.device(device)).device
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
+        raise UsageError(_unusable(device, _why(error))) from error
+    if found.type == "meta":
+        raise UsageError(_unusable(device, "it holds no numbers"))
+    return found
+
+
+def _unusable(device: object, why: str) -> str:
+    return f"device {str(device)!r} cannot be used here: {why}; give cpu, or leave it out"
+
+
+def _why(error: Exception) -> str:
+    """Say it shortly: PyTorch lists every device that there is, and every operation's."""
+    if isinstance(error, NotImplementedError | ImportError):
+        return "this PyTorch is not built for it"
+    if str(error).startswith(("Expected one of", "Invalid device string")):
+        return "there is none of that name"
+    return textwrap.shorten(str(error).partition(". ")[0].rstrip("."), 120, placeholder="...")
 
 
 def send(

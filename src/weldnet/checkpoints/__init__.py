@@ -6,6 +6,7 @@ No file is ever allowed to run code.
 
 from __future__ import annotations
 
+from weldnet._words import parse_size
 from weldnet.checkpoints._match import load_into, match_keys, match_model, match_states, validate_finite
 from weldnet.checkpoints._paths import SUFFIXES
 from weldnet.checkpoints._prefix import match_prefix, prefix_hint
@@ -13,7 +14,7 @@ from weldnet.checkpoints._provenance import provenance, tensors_sha256
 from weldnet.checkpoints._read import file_sha256, load, read_metadata
 from weldnet.checkpoints._resize import WIDTHS, load_model, read_widths, resized
 from weldnet.checkpoints._save import save
-from weldnet.checkpoints._shards import Entry, parse_size, plan_shards, shard_names, write_index, write_shard
+from weldnet.checkpoints._shards import Entry, plan_shards, shard_names, write_index, write_shard
 from weldnet.checkpoints._stored import StoredState, Where
 from weldnet.checkpoints._write import atomic_path, check_writable, remove_temporaries
 

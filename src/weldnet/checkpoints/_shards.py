@@ -12,35 +12,14 @@ from torch import Tensor
 
 from weldnet.checkpoints._stored import DTYPES
 from weldnet.checkpoints._write import atomic_path
-from weldnet.errors import CheckpointError, UsageError
+from weldnet.errors import CheckpointError
 
-__all__ = ["Entry", "parse_size", "plan_shards", "shard_names", "write_index", "write_shard"]
+__all__ = ["Entry", "plan_shards", "shard_names", "write_index", "write_shard"]
 
 #: Type and shape of a tensor to be written.
 Entry = tuple[torch.dtype, tuple[int, ...]]
 
 _WORDS = {dtype: word for word, dtype in DTYPES.items()}
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def parse_size(text: str | int) -> int:
-    """Read a number of bytes such as ``500MB`` or ``2GB``.
-
-    Raises:
-        UsageError: it is none.
-
-    >>> parse_size("2GB"), parse_size("1.5 KiB"), parse_size(7)
-    (2000000000, 1536, 7)
-    """
-    digits = str(text).strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
-    unit = str(text).strip()[len(digits) :].strip().upper() or "B"
-    try:
-        size = float(digits) * _UNITS[unit]
-    except (ValueError, KeyError):
-        size = math.nan
-    if not (math.isfinite(size) and size >= 1):
-        raise UsageError(f"shard size {str(text)!r} is no size; give a number of bytes such as 500MB or 2GB")
-    return int(size)
 
 
 def plan_shards(entries: Mapping[str, Entry], limit: int) -> list[list[str]]:

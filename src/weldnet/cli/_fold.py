@@ -89,8 +89,11 @@ def fold(
         print_json({**found, "output": output})
     else:
         for label, numbers in found.items():
-            said = (
-                f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4f}" for key, value in numbers.items()
-            )
-            emit(f"{label}  {', '.join(said)}")
+            emit(f"{label}  {', '.join(_said(key, value) for key, value in numbers.items())}")
     written.say()
+
+
+def _said(key: str, value: float) -> str:
+    if key == "accuracy":
+        return f"{key} {value:.2%}"
+    return f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4f}"

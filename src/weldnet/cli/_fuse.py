@@ -227,6 +227,7 @@ def _fuse(settings: FuseConfig) -> Fusion | Streamed:
 
 def _check_settings(settings: FuseConfig) -> None:
     """Refuse what cannot be meant, before anything is read."""
+    from weldnet._words import parse_size
     from weldnet.cli._early import (
         check_data,
         check_method,
@@ -241,6 +242,8 @@ def _check_settings(settings: FuseConfig) -> None:
     from weldnet.cli._specs import check_specs
     from weldnet.errors import UsageError
 
+    if settings.shard_size is not None:
+        parse_size(settings.shard_size)
     if len(settings.networks) < 2:
         found = f"only {str(settings.networks[0])!r}" if settings.networks else "no files"
         raise UsageError(f"fusing needs two networks or more and got {found}; see weldnet fuse --help")

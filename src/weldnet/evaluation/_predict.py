@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeAlias, cast
 
@@ -60,20 +60,41 @@ def predict(
 
 
 def labelled_batches(data: Labelled, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return the (inputs, labels) batches of labelled data; `batch_size` counts where it is not batched already."""
+    """Return the (inputs, labels) batches of labelled data; `batch_size` counts where it is not batched already.
+
+    Raises:
+        DataError: data, or a batch of it, that is no (inputs, labels).
+        UsageError: a batch size below 1.
+    """
     if batch_size < 1:
         raise UsageError(f"batch_size {batch_size!r} is below 1; give a positive number of images")
     if isinstance(data, Split):
         return zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
     if isinstance(data, Dataset):
-        return DataLoader(data, batch_size=batch_size)
+        return _pairs(DataLoader(data, batch_size=batch_size))
+    if isinstance(data, Tensor | Mapping) or not isinstance(data, Iterable):
+        raise DataError(
+            f"labelled data is a value of type {type(data).__name__}; give (inputs, labels), or a Dataset or "
+            "DataLoader of such pairs"
+        )
     pair = list(data) if isinstance(data, tuple) and len(data) == 2 else []
     if not pair or not all(isinstance(part, Tensor) for part in pair):
-        return cast(Iterable[tuple[Tensor, Tensor]], data)
+        return _pairs(data)
     images, labels = cast(list[Tensor], pair)
     if len(images) != len(labels):
         raise DataError(f"there are {len(images)} images and {len(labels)} labels; give one label for each image")
     return zip(images.split(batch_size), labels.split(batch_size), strict=True)
+
+
+def _pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        if not isinstance(batch, tuple | list):
+            raise DataError(f"a batch of labelled data is a {type(batch).__name__}; give (inputs, labels) tensors")
+        parts = cast(Sequence[Any], batch)
+        if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+            found = ", ".join(type(part).__name__ for part in parts)
+            raise DataError(f"a batch of labelled data is ({found}); give (inputs, labels) tensors")
+        yield parts[0], parts[1]
 
 
 def _fitting(images: Tensor, model: nn.Module) -> torch.dtype:

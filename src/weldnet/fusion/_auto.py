@@ -34,7 +34,9 @@ class Auto:
     A quarter of the unlabelled inputs is held back. Every candidate works on the rest, and what it makes is compared
     with the parents' ensemble on the held-back quarter (see :class:`Guard`), as it is and with a temperature fitted.
     The best candidate then works on all inputs; should that be farther from the ensemble on the held-back quarter than
-    no repair, no repair it is. Without inputs, networks with BatchNorm statistics get :class:`WeightNorms`.
+    no repair, no repair it is. Fewer than 8 inputs are too few to hold any back: networks with BatchNorm statistics get
+    :class:`BatchNormReset` on all of them, unjudged, and others nothing. Without inputs, networks with BatchNorm
+    statistics get :class:`WeightNorms`.
 
     Args:
         samples: inputs to use at most.
@@ -108,7 +110,7 @@ class Auto:
                 averaged.model, f"auto: none, {count} unlabelled inputs are too few (give {_ENOUGH} or more)"
             )
         repaired = BatchNormReset(samples=self.samples)(averaged, batches)
-        return Repaired(repaired.model, f"auto: {repaired.summary}", repaired.numbers)
+        return Repaired(repaired.model, f"auto: {repaired.summary}, too few to hold any back", repaired.numbers)
 
 
 def _say(distances: Mapping[str, float], guard: Guard) -> str:

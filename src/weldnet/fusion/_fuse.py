@@ -21,7 +21,7 @@ from weldnet.fusion._averaged import Averaged
 from weldnet.fusion._batch_norm import BatchNormReset, has_statistics
 from weldnet.fusion._familiar import strangeness
 from weldnet.fusion._fusion import Fusion
-from weldnet.fusion._judging import Judge, few_inputs, make_judge, notes, scored, twins
+from weldnet.fusion._judging import Judge, few_inputs, make_judge, mixed_types, notes, scored, twins
 from weldnet.fusion._protocol import NoRepair
 from weldnet.fusion._repair import Repair, make_repair
 from weldnet.fusion._report import Report, Row
@@ -168,6 +168,7 @@ def fuse(
             *notes(rows, structure, alignment, repaired.model is averaged.model, repaired.model, used),
             *strangeness(averaged, data),
             *few_inputs(data, used=chosen.needs_data or not isinstance(mend, NoRepair)),
+            *mixed_types(given.states, repaired.model.state_dict()),
             *twins(fingerprints),
         ),
     )

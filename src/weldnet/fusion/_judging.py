@@ -20,7 +20,7 @@ from weldnet.fusion._batch_norm import has_statistics
 from weldnet.fusion._report import Row
 from weldnet.structure import Structure
 
-__all__ = ["Judge", "few_inputs", "make_judge", "notes", "scored", "twins"]
+__all__ = ["Judge", "few_inputs", "make_judge", "mixed_types", "notes", "scored", "twins"]
 
 #: Fewer unlabelled inputs than this say little about a network.
 _FEW = 64
@@ -136,6 +136,25 @@ def few_inputs(data: Inputs | None, *, used: bool = True) -> Iterator[str]:
             f"there {'is' if count == 1 else 'are'} only {counted(count, 'unlabelled input')}, and what is measured on "
             "so few is hardly more than chance; give a few hundred."
         )
+
+
+def mixed_types(states: Mapping[str, Mapping[str, Tensor]], fused: Mapping[str, Tensor]) -> Iterator[str]:
+    """Say which floating type the fused network has, where the networks' differ.
+
+    >>> half, single = {"w": torch.zeros(1).half()}, {"w": torch.zeros(1)}
+    >>> list(mixed_types({"a": half, "b": single}, half))
+    ["the networks' types differ (a: float16, b: float32); the fused network is float16, as is 'a'."]
+    """
+    types = {name: _types(state) for name, state in states.items()}
+    if len(set(types.values())) > 1:
+        found = ", ".join(f"{name}: {kind}" for name, kind in types.items())
+        kind = _types(fused)
+        whose = next((f", as is {name!r}" for name, other in types.items() if other == kind), "")
+        yield f"the networks' types differ ({found}); the fused network is {kind}{whose}."
+
+
+def _types(state: Mapping[str, Tensor]) -> str:
+    return "/".join(sorted({str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()}))
 
 
 def twins(fingerprints: Mapping[str, str]) -> Iterator[str]:

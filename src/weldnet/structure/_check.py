@@ -38,9 +38,10 @@ class Check:
     def __str__(self) -> str:
         if not self.renumberings:
             return "nothing to renumber: the structure has no spaces (weldnet inspect shows why), so nothing is proved"
+        change = "changes" if self.renumberings == 1 else "change"
         return (
-            f"passed: {counted(self.renumberings, 'random renumbering')} on {counted(self.inputs, 'input')} change the "
-            f"output by at most {self.error:.1e} ({allowed(self.tolerance)})"
+            f"passed: {counted(self.renumberings, 'random renumbering')} on {counted(self.inputs, 'input')} {change} "
+            f"the output by at most {self.error:.1e} ({allowed(self.tolerance)})"
         )
 
 

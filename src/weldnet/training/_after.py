@@ -59,8 +59,10 @@ def fine_tune(
     Raises:
         DataError: if the model rejects the inputs or has too few outputs for the labels.
         TrainingError: if the loss is not finite, or the saved state is unreadable, unwritable or of another run.
-        UsageError: if `resume` is asked for without a `state_path`, or there is no such device.
+        UsageError: if the recipe has no epochs, `resume` is asked for without a `state_path`, or there is no such
+            device.
     """
+    _check_epochs(recipe)
     model = bare(model)
     inputs, labels, name = _labelled(data)
     check_labels(model, inputs, labels, name)
@@ -117,8 +119,8 @@ def distil(
         DataError: if a network rejects the inputs, or there are none.
         ModelError: if the networks have different numbers of classes.
         TrainingError: as :func:`fine_tune`.
-        UsageError: if there are no parents, the temperature is not above 0, labels are to be smoothed, or `resume` is
-            asked for without a `state_path`.
+        UsageError: if there are no parents, the temperature is not above 0, the recipe has no epochs, labels are to be
+            smoothed, or `resume` is asked for without a `state_path`.
 
     Source: Hinton et al., "Distilling the knowledge in a neural network" (2015), https://arxiv.org/abs/1503.02531.
     """
@@ -127,6 +129,7 @@ def distil(
         raise UsageError("there are no parents to distil from; give at least one")
     if not 0 < temperature < float("inf"):
         raise UsageError(f"temperature {temperature!r} must be above 0 and finite")
+    _check_epochs(recipe)
     if recipe.label_smoothing:
         raise UsageError(f"label_smoothing {recipe.label_smoothing!r} has no meaning without labels; leave it at 0")
     model = bare(model)
@@ -147,6 +150,11 @@ def distil(
         resume=resume,
         progress=progress,
     )
+
+
+def _check_epochs(recipe: Recipe) -> None:
+    if recipe.epochs < 1:
+        raise UsageError(f"epochs {recipe.epochs} trains nothing; give 1 or more")
 
 
 def _labelled(data: Labelled) -> tuple[Tensor, Tensor, str]:
