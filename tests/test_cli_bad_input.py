@@ -293,6 +293,8 @@ def test_a_method_that_needs_data(refused, method):
         ("sigma=wide", ["sigma", "wide"]),
         ("tau=none", ["tau"]),
         ("affinity=edges", ["affinity", "edges"]),
+        ("precision=tf32", ["tf32", "cpu", "bfloat16"]),
+        ("activations=1", ["--option activations=1", "give --data"]),
     ],
 )
 def test_an_unknown_method_option(refused, option, words):

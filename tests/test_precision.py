@@ -166,3 +166,15 @@ def test_what_cannot_be_is_refused():
         Gamf(precision="bfloat16", sigma=4.0)
     with pytest.raises(UsageError, match="sigma and affinity"):
         Gamf(precision="bfloat16", affinity="vector")
+
+
+def test_a_device_without_tf32_is_refused_before_anything_else_is_done(tmp_path):
+    """Networks without a forward pass, and files that are not there, are found later."""
+    nets, x, method = [nn.Module(), nn.Module()], torch.zeros(1, 4), Gamf(precision="tf32")
+    with pytest.raises(UsageError, match=r"tf32.*cpu.*bfloat16"):
+        weldnet.fuse(nets, x, method=method)
+    with pytest.raises(UsageError, match=r"tf32.*cpu.*bfloat16"):
+        weldnet.fuse_files(["no", "none"], x, model=nn.Module, out=tmp_path / "out", method=method)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match=r"activations=1.0 looks at activations.*data="):
+        weldnet.fuse(nets, x, method=Gamf(activations=1.0))

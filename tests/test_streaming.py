@@ -593,6 +593,8 @@ def test_the_command_line_streams(tmp_path, monkeypatch, capsys):
         assert "needs the networks in memory" in capsys.readouterr().err
     assert main([*base, "-o", "out.safetensors", "--shard-size", "1KB"]) == 2
     assert main([*base, "-o", "out.safetensors", "--stream"]) == 2
+    assert main([*base, "--stream"]) == 2
+    assert "fusing needs -o OUT" in capsys.readouterr().err
     capsys.readouterr()
     assert main([*base, "-o", "out", "--stream", "--shard-size", "1KB", "--report", "r.md", "--json"]) == 0
     said = capsys.readouterr()

@@ -15,7 +15,7 @@ from weldnet.alignment._auto import AUTO, Choice, Situation, choose_auto
 from weldnet.alignment._diagnose import Diagnosis, SpaceRow, carry_all, diagnose_states
 from weldnet.alignment._folding import fold_couplings
 from weldnet.alignment._method import Alignment, AlignmentMethod, Problem, require_width
-from weldnet.alignment._registry import METHODS, describe, make_method, resolve
+from weldnet.alignment._registry import METHODS, describe, make_method, require_device, resolve
 from weldnet.alignment._transport import transport, truncation
 from weldnet.alignment._workspace import Workspace
 from weldnet.alignment.activation_matching import ActivationMatching
@@ -60,6 +60,7 @@ __all__ = [
     "fold_couplings",
     "make_method",
     "named_states",
+    "require_device",
     "require_width",
     "resolve",
     "transport",
@@ -116,6 +117,7 @@ def align(
     given = networks.values() if isinstance(networks, Mapping) else networks
     modules = {name: bare(n) for name, n in zip(states, given, strict=True) if isinstance(n, nn.Module)}
     target = find_device(device) or _device_of(next(iter(states.values()), {}))
+    require_device(chosen, target)
     if chosen.needs_data and len(modules) == len(states):  # they run where everything else is computed
         modules = {name: placed(module, target) for name, module in modules.items()}
         states = named_states(modules)

@@ -7,10 +7,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weldnet.alignment._auto import choose_auto, have_one_width
 from weldnet.alignment._method import AlignmentMethod
+from weldnet.alignment._rough import Rough
 from weldnet.alignment.activation_matching import ActivationMatching
 from weldnet.alignment.frank_wolfe import FrankWolfe
 from weldnet.alignment.gamf import Gamf
@@ -23,7 +25,7 @@ from weldnet.alignment.straight_through import StraightThrough
 from weldnet.alignment.weight_matching import WeightMatching
 from weldnet.errors import UsageError
 
-__all__ = ["METHODS", "describe", "make_method", "resolve"]
+__all__ = ["METHODS", "describe", "make_method", "require_device", "resolve"]
 
 METHODS: dict[str, type[AlignmentMethod]] = {
     "identity": Identity,
@@ -89,6 +91,16 @@ def make_method(method: str | AlignmentMethod, **options: Any) -> AlignmentMetho
             kind_of = type(known[option]).__name__
             raise UsageError(f"{method}: {option} is {value!r}, a {type(value).__name__}; give a {kind_of}")
     return kind(**options)
+
+
+def require_device(method: AlignmentMethod, device: torch.device | None) -> None:
+    """Refuse a device that a method cannot compute on, before there is anything to compute; None is the CPU.
+
+    Raises:
+        UsageError: a precision that the device has not.
+    """
+    if isinstance(method, Gamf):
+        Rough.of(method.precision, device or torch.device("cpu"))
 
 
 def describe(method: AlignmentMethod) -> str:

@@ -69,7 +69,7 @@ def barrier(
     from weldnet.evaluation import barrier as measure
 
     chosen = choose_method(method, options, has_data=True)
-    check_device(device)
+    check_device(device, chosen)
     networks = gather_networks(model, [first, second])
     images = load_labelled(data, split)
     unlabelled = load_unlabelled(data, SAMPLES) if chosen.needs_data else None

@@ -112,6 +112,8 @@ def compare(
     written = Written.soon(output)
     check_device(device)
     chosen = [choose_method(name, options) if options else name for name, options in asked]
+    for method in chosen:
+        check_device(device, None if isinstance(method, str) else method)
     networks = gather_networks(model, checkpoints)
     labelled, unlabelled = load_labelled(data, "test"), load_unlabelled(data, samples)
     with stray_prints_to_stderr():

@@ -195,7 +195,11 @@ def _fuse(settings: FuseConfig) -> Fusion | Streamed:
     if settings.method != "auto":  # which depends on the networks
         chosen = choose_method(settings.method, settings.options)
         if chosen.needs_data and settings.data is None:
-            raise UsageError(f"--method {settings.method} needs unlabelled inputs; give --data, or another method")
+            given = "".join(f" with --option {key}={value}" for key, value in settings.options.items())
+            raise UsageError(
+                f"--method {settings.method}{given} needs unlabelled inputs; give --data, or another method"
+            )
+        check_device(settings.device, chosen)
     check_device(settings.device)
     networks = gather_networks(settings.models, settings.networks)
     first = next(iter(networks.values()))

@@ -46,8 +46,11 @@ def _check_option(what: str, value: Any, hint: Any) -> None:
         raise UsageError(f"{what} is {value!r}; give {words}")
 
 
-def check_device(device: str | None) -> None:
-    """Raise UsageError for a device that is not here."""
+def check_device(device: str | None, method: AlignmentMethod | None = None) -> None:
+    """Raise UsageError for a device that is not here, or that a method cannot compute on."""
     from weldnet._arrays import find_device
+    from weldnet.alignment import require_device
 
-    find_device(device)
+    found = find_device(device)
+    if method is not None:
+        require_device(method, found)

@@ -74,7 +74,7 @@ def plane(
     from weldnet.evaluation import plane as measure
 
     chosen = choose_method(method, options, has_data=True)
-    check_device(device)
+    check_device(device, chosen)
     networks = gather_networks(model, files)
     images = load_labelled(data, split)
     unlabelled = load_unlabelled(data, SAMPLES) if chosen.needs_data else None

@@ -43,7 +43,8 @@ def check_streaming(settings: FuseConfig, spaces: bool) -> None:
     option = next((name for name, found in given.items() if found), None)
     if option is not None:
         raise UsageError(f"{option} needs the networks in memory; leave it out, or fuse without --stream")
-    assert settings.output is not None
+    if settings.output is None:
+        raise UsageError("fusing needs -o OUT; see weldnet fuse --help")
     if os.path.lexists(settings.output):
         raise UsageError(f"{str(settings.output)!r} is there already; a folder is written anew: choose another name")
     if settings.output.suffix:
@@ -60,8 +61,7 @@ def fuse_streaming(settings: FuseConfig) -> Streamed:
     from weldnet.streaming import fuse_files
     from weldnet.structure import build_weightless
 
-    choose_method(settings.method, settings.options, has_data=False)
-    check_device(settings.device)
+    check_device(settings.device, choose_method(settings.method, settings.options, has_data=False))
     first = settings.networks[0]
     with stray_prints_to_stderr():
         model = build_weightless(_factory(settings))

@@ -14,7 +14,15 @@ from weldnet._arrays import find_device
 from weldnet._modules import bring, home, no_module
 from weldnet._shares import check_size
 from weldnet.activations import Inputs, held, unlabelled_batches
-from weldnet.alignment import AlignmentMethod, Diagnosis, describe, diagnose_states, named_states, resolve
+from weldnet.alignment import (
+    AlignmentMethod,
+    Diagnosis,
+    describe,
+    diagnose_states,
+    named_states,
+    require_device,
+    resolve,
+)
 from weldnet.errors import UsageError
 from weldnet.evaluation import Labelled
 from weldnet.fusion._averaged import Averaged
@@ -106,6 +114,7 @@ def fuse(
     size = check_size(size, max(1, len(networks)))
     judge = make_judge(evaluate_on)
     target = find_device(device)
+    _check_means(chosen, networks, into, target, has_data=data is not None)
     data = None if data is None else held(data)
     if data is not None and chosen.needs_data:  # a repair looks for itself
         refuse_labels(example_input, next(unlabelled_batches(data, samples=1)))
@@ -214,3 +223,19 @@ def _check_arguments(networks: Any, example_input: Any, data: Any, seed: Any) ->
         raise UsageError(f"seed is {seed!r}; give an integer of 0 or more")
     if data is not None and not isinstance(data, Iterable | Dataset):
         raise UsageError(f"data is a {type(data).__name__}; give a tensor of inputs, a Dataset, or a DataLoader")
+
+
+def _check_means(
+    method: AlignmentMethod,
+    networks: Sequence[nn.Module] | Mapping[str, nn.Module],
+    into: str | None,
+    device: torch.device | None,
+    *,
+    has_data: bool,
+) -> None:
+    """Refuse a method that has not got what it needs, before the networks are proven."""
+    if method.needs_data and not has_data:
+        raise UsageError(f"{describe(method)} looks at activations and has not got unlabelled inputs; give data=")
+    states = named_states(networks)
+    state = states.get(into or "") or next(iter(states.values()), {})
+    require_device(method, device or next((tensor.device for tensor in state.values()), None))

@@ -15,7 +15,16 @@ from torch.utils import _pytree as pytree
 
 from weldnet._arrays import find_device
 from weldnet._version import __version__
-from weldnet.alignment import AlignmentMethod, Gamf, Identity, WeightMatching, choose_auto, describe, make_method
+from weldnet.alignment import (
+    AlignmentMethod,
+    Gamf,
+    Identity,
+    WeightMatching,
+    choose_auto,
+    describe,
+    make_method,
+    require_device,
+)
 from weldnet.checkpoints import StoredState, check_writable, parse_size, tensors_sha256
 from weldnet.errors import CheckpointError, UsageError
 from weldnet.fusion import Report, Row, has_statistics, normalise_weights, twins
@@ -101,6 +110,8 @@ def fuse_files(
     """
     named = dict(files) if isinstance(files, Mapping) else dict(zip(_letters(files), files, strict=True))
     chosen, reason = _method(method, options, len(named))
+    target = find_device(device)
+    require_device(chosen, target)
     shares = _shares(weights, list(named))
     limit = parse_size(shard_size)
     meter = Meter(progress)
@@ -140,7 +151,7 @@ def fuse_files(
         meter.step("check")
         proof = unfinished.fact("check", lambda: job.prove(structure)) if check else "not made (check=False)"
         meter.step("align")
-        alignment = job.align(structure, chosen, find_device(device))
+        alignment = job.align(structure, chosen, target)
         meter.step("verify")
         errors = unfinished.fact("errors", lambda: job.verify(structure, alignment)) if check else {}
         meter.step("write")
