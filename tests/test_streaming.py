@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
+import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,10 @@ from weldnet.alignment._rough import Rough
 from weldnet.alignment._shelf import Spill
 from weldnet.checkpoints import StoredState, _stored, plan_shards, read_metadata, save, shard_names, write_shard
 from weldnet.cli import main
-from weldnet.errors import CheckpointError, FusionError, StructureError, UsageError
+from weldnet.errors import CheckpointError, FusionError, ModelError, StructureError, UsageError
 from weldnet.streaming import _fuse as streaming
 from weldnet.streaming import _job as job
+from weldnet.streaming._meter import Meter
 from weldnet.streaming._unfinished import Unfinished
 from weldnet.structure import StoredReferee, Structure, build_weightless
 
@@ -447,6 +450,67 @@ def test_an_unfinished_fusion_of_something_else_is_not_gone_on_with(tmp_path, mo
     weldnet.fuse_files(files, X, model=perceptron, out=tmp_path / "out", shard_size=300, progress=False)
 
 
+def test_the_first_difference_to_an_unfinished_fusion_is_named(tmp_path, monkeypatch):
+    modules, files = parents(perceptron, 2, tmp_path)
+    interrupted(files, tmp_path, monkeypatch, precision="bfloat16")
+    given: dict[str, Any] = {"shard_size": 300, "precision": "bfloat16"}
+    refused(CheckpointError, "and precision is bfloat16 there and float32 here", files, tmp_path, shard_size=300)
+    refused(CheckpointError, "method is gamf there and identity here", files, tmp_path, method="identity")
+    refused(CheckpointError, "weights: n0 is 0.5 there and 0.25 here", files, tmp_path, weights=[0.25, 0.75], **given)
+    content, dates = files["n1"].read_bytes(), files["n1"].stat()
+    os.utime(files["n1"], ns=(dates.st_atime_ns, dates.st_mtime_ns + 10**9))
+    refused(CheckpointError, "the date of the file", files, tmp_path, **given)
+    files["n1"].write_bytes(content)
+    save({name: tensor.double() for name, tensor in modules["n1"].state_dict().items()}, files["n1"])
+    refused(CheckpointError, "n1.safetensors' has changed since: it had ", files, tmp_path, **given)
+    turned = {"n0": files["n0"], "n1": tmp_path / ("long" * 30 + ".safetensors")}
+    turned["n1"].write_bytes(content)
+    refused(CheckpointError, "n1.safetensors there and ", turned, tmp_path, **given)
+
+
+def test_a_kept_shard_that_is_damaged_is_written_again(tmp_path, monkeypatch, capsys):
+    _, files = parents(perceptron, 2, tmp_path)
+    options: dict[str, Any] = {"model": perceptron, "shard_size": 300}
+    whole = weldnet.fuse_files(files, X, out=tmp_path / "whole", progress=False, **options)
+    first, second, *_ = sorted((interrupted(files, tmp_path, monkeypatch) / "result").glob("*.safetensors"))
+    first.write_bytes(first.read_bytes()[:-5])
+    second.write_bytes(sorted(whole.path.glob("*.safetensors"))[0].read_bytes())
+    capsys.readouterr()
+    found = weldnet.fuse_files(files, X, out=tmp_path / "out", **options)
+    assert fused_bytes(found.path) == fused_bytes(whole.path)
+    assert capsys.readouterr().err.startswith(f"weldnet: going on with {tmp_path / 'out'}.unfinished\n")
+
+
+def test_a_log_has_a_line_a_step_and_one_every_half_minute(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("weldnet.streaming._meter.time.monotonic", lambda: now[0])
+    meter = Meter()
+    meter.step("align")
+    for sweep in range(100):
+        meter.begin(f"sweep {sweep + 1}", 10)
+        now[0] += 1
+        meter.read(5)
+    assert [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "weldnet: align",
+        *(f"weldnet: align: sweep {sweep}" for sweep in (30, 60, 90)),
+    ]
+
+
+def test_an_input_that_does_not_fit_prints_no_traceback(tmp_path):
+    _, files = parents(perceptron, 2, tmp_path)
+    log, said = logging.getLogger("torch._subclasses.fake_tensor"), list[logging.LogRecord]()
+    handler = logging.Handler()
+    handler.emit = said.append
+    log.addHandler(handler)
+    try:
+        with pytest.raises(ModelError, match="reduction dim"):
+            weldnet.fuse_files(files, X[:, :5], model=perceptron, out=tmp_path / "out", progress=False)
+    finally:
+        log.removeHandler(handler)
+    assert not said
+    assert not log.disabled
+
+
 def test_a_proof_made_on_another_model_does_not_count(tmp_path, monkeypatch):
     """Of the same structure: the proof would say that it passed, and nobody made it."""
     _, files = parents(perceptron, 2, tmp_path)
@@ -599,7 +663,7 @@ def test_the_command_line_streams(tmp_path, monkeypatch, capsys):
     assert main([*base, "-o", "out", "--stream", "--shard-size", "1KB", "--report", "r.md", "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["output"] == "out"
-    assert "weldnet: align: temperature 1 of" in said.err
+    assert "weldnet: align\n" in said.err
     assert "weights read from disk" in Path("r.md").read_text()
     assert "weldnet.load" in Path("out/README.md").read_text()
     assert "stream: true" in Path("out/config.yaml").read_text()

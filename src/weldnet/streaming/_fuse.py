@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,15 @@ def fuse_files(
         "version": __version__,
         "networks": list(named),
         **config,
+        "method": chosen.name,
+        "options": {option.name: getattr(chosen, option.name) for option in fields(chosen)},
         "files": {n: identity_of(s) for n, s in states.items()},
     }
     unfinished = Unfinished(Path(out), settings)
     _require_room(unfinished, states)
     with unfinished.opened():
+        if unfinished.begun:
+            meter.say(f"going on with {Path(out)}.unfinished")
         job = Job(unfinished, weightless, example_input, states, shares, config, meter)
         meter.step("read")
         metadata = unfinished.fact("provenance", lambda: job.scan(named))
@@ -186,7 +191,9 @@ def _notes(model: nn.Module, digests: Mapping[str, str]) -> Iterator[str]:
     yield "not measured: the check is about renumbering, not quality."
 
 
-def _method(method: str | AlignmentMethod, options: Mapping[str, Any], count: int) -> tuple[AlignmentMethod, str]:
+def _method(
+    method: str | AlignmentMethod, options: Mapping[str, Any], count: int
+) -> tuple[WeightMatching | Gamf | Identity, str]:
     if count < 2:
         raise UsageError(f"fusing needs two networks or more; got {count}")
     choice = choose_auto(has_data=False) if method == "auto" else None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from weldnet.alignment import Alignment, AlignmentMethod, Problem, Workspace
 from weldnet.assignment import Permutation
 from weldnet.checkpoints import (
+    Entry,
     StoredState,
     atomic_path,
     plan_shards,
@@ -26,7 +27,7 @@ from weldnet.checkpoints import (
     write_index,
     write_shard,
 )
-from weldnet.errors import StructureError
+from weldnet.errors import CheckpointError, StructureError
 from weldnet.fusion import average
 from weldnet.streaming._meter import Meter
 from weldnet.streaming._unfinished import Unfinished
@@ -143,7 +144,7 @@ class Job:
         folder = self.unfinished.result
         for file, names in zip(shard_names(len(shards)), shards, strict=True):
             chosen = {name: entries[name] for name in names}
-            if (folder / file).exists():
+            if _is_whole(folder / file, chosen):
                 self.meter.read(sum(first.where[n].nbytes for n in names) * len(self.states))
                 continue
             write_shard(folder / file, chosen, lambda name: self._mean(name, structure, sources), metadata)
@@ -172,6 +173,15 @@ class Job:
         for network, share in self.shares.items():
             total.add_(carried(network), alpha=share)
         return total.to(where.dtype)
+
+
+def _is_whole(file: Path, entries: Mapping[str, Entry]) -> bool:
+    """Whether a shard is there, as long as its header says, and holds these tensors."""
+    try:
+        found = StoredState(file).where
+    except CheckpointError:
+        return False
+    return {name: (where.dtype, where.shape) for name, where in found.items()} == dict(entries)
 
 
 def _sources(alignment: Alignment, network: str) -> dict[str, Tensor]:

@@ -33,18 +33,21 @@ class Meter:
         """Begin a step; the seconds since the last one began are its own."""
         self._account()
         self._step = name
-        self.begin("", 0)
+        self._begin("", 0, force=True)
 
     def begin(self, what: str, size: int) -> None:
-        """Begin a part of the step that reads ``size`` bytes."""
-        self._what, self._size, self._done = what, size, 0
-        self._start = self._last = time.monotonic()
-        self._line(force=True)
+        """Begin a part of the step that reads ``size`` bytes; in a log it says so only if a line is due."""
+        self._begin(what, size, force=sys.stderr.isatty())
 
     def read(self, size: int) -> None:
         """Count bytes that were read."""
         self._done += size
         self._line()
+
+    def say(self, text: str) -> None:
+        """Say something that stays on a line of its own; between steps only."""
+        if self._shown:
+            self._print(f"weldnet: {text}\n")
 
     def close(self) -> None:
         """End the last step, and leave the terminal on a fresh line."""
@@ -53,6 +56,11 @@ class Meter:
         if self._shown and self._width:
             self._print("\n")
             self._width = 0
+
+    def _begin(self, what: str, size: int, *, force: bool) -> None:
+        self._what, self._size, self._done = what, size, 0
+        self._start = time.monotonic()
+        self._line(force=force)
 
     def _account(self) -> None:
         now = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -38,12 +39,13 @@ class Unfinished:
         self.output = Path(os.path.realpath(output))
         self.folder = self.output.with_name(f"{self.output.name}.unfinished")
         self._settings = json.loads(json.dumps(settings))
+        self.begun = False
         if os.path.lexists(output):
             raise CheckpointError(f"{str(output)!r} is there already; a folder is written anew: choose another name")
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the folder for this process; it stays if the body fails."""
+        """Hold the folder for this process; it stays if the body fails. ``begun`` says whether it goes on from one."""
         try:
             self.result.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / "lock").open("w")
@@ -51,6 +53,7 @@ class Unfinished:
             raise CheckpointError(f"{str(self.output)!r}: cannot be written: {error.strerror}") from error
         with lock:
             _lock(lock.fileno(), self.output)
+            self.begun = self._facts.exists()
             self._compare()
             for folder in (self.folder, self.result):
                 remove_temporaries(folder)
@@ -76,8 +79,8 @@ class Unfinished:
     def _require(self, key: str, known: Any, value: Any) -> None:
         if known != value:
             raise CheckpointError(
-                f"{str(self.folder)!r} holds an unfinished fusion with {key} {_short(known)}, and this one "
-                f"has {_short(value)}; finish that one first, remove its folder, or choose another output"
+                f"{str(self.folder)!r} holds an unfinished fusion, and {_difference(key, known, value)}; finish that "
+                "one first, remove its folder, or choose another output"
             )
 
     @property
@@ -156,6 +159,43 @@ def _write(file: Path, document: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _difference(key: str, known: Any, value: Any) -> str:
+    """Name the first thing that differs.
+
+    >>> _difference("options", {"tau": 1.0, "precision": "float32"}, {"tau": 1.0, "precision": "bfloat16"})
+    'precision is float32 there and bfloat16 here'
+    >>> _difference("files", {"a": [["/a.safetensors", 80, 1]]}, {"a": [["/a.safetensors", 80, 2]]})
+    "the date of the file '/a.safetensors' has changed since"
+    """
+    if isinstance(known, dict) and isinstance(value, dict):
+        before, now = dict[str, Any](known), dict[str, Any](value)
+        name = next(n for n in (*now, *before) if before.get(n) != now.get(n))
+        if key == "files":
+            return _changed(name, before.get(name) or [], now.get(name) or [])
+        return _difference(name if key == "options" else f"{key}: {name}", before.get(name), now.get(name))
+    there, here = _short(_text(known), _text(value))
+    return f"{key} is {there} there and {here} here"
+
+
+def _changed(name: str, known: list[list[Any]], value: list[list[Any]]) -> str:
+    """Name the first file of a network that is another one, or has changed."""
+    there, here = ([file[0] for file in files] for files in (known, value))
+    if there != here:
+        return _difference(name, ", ".join(there), ", ".join(here))
+    (path, was, _), (_, size, _) = next(pair for pair in zip(known, value, strict=True) if pair[0] != pair[1])
+    if was == size:
+        return f"the date of the file {path!r} has changed since"
+    return f"the file {path!r} has changed since: it had {was} bytes and has {size}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short(*texts: str) -> list[str]:
+    """Cut long texts to where they differ."""
+    if all(len(text) <= 80 for text in texts):
+        return list(texts)
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    start = max(0, len(list(same)) - 30)
+    return [f"{'...' * bool(start)}{text[start : start + 70]}{'...' * (len(text) > start + 70)}" for text in texts]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -32,6 +34,11 @@ def record(
     """
     if route not in ROUTES:
         raise UsageError(f"no route {route!r}; the routes are {', '.join(ROUTES)}")
+    with _silent("torch._subclasses.fake_tensor"):
+        return _record(model, example_input, outputs, route)
+
+
+def _record(model: nn.Module, example_input: Any, outputs: str | Sequence[str] | None, route: str) -> Trace:
     if route == "export":
         return export_trace(model, example_input, outputs)
     if route == "dispatch" or has_weights(model):
@@ -43,3 +50,14 @@ def record(
             return export_trace(model, example_input, outputs)
         except ModelError:
             raise error from None
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Keep a logger from printing a traceback of what is raised, and said in one line, anyway."""
+    log = logging.getLogger(name)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
