@@ -219,7 +219,7 @@ def test_activations_come_from_the_data_of_fuse():
     result = weldnet.fuse(networks, MLP.inputs, method="optimal_transport", on="activations", data=MLP.unlabelled)
     assert result.alignment.moved == {"a": 0, "b": 0}
     assert not any("was not used" in note for note in result.report.notes)
-    with pytest.raises(UsageError, match="optimal_transport looks at activations and has not got unlabelled inputs"):
+    with pytest.raises(UsageError, match=r"optimal_transport on=.*activations.* has not got unlabelled inputs"):
         weldnet.fuse(networks, MLP.inputs, method="optimal_transport", on="activations")
 
 

@@ -200,7 +200,8 @@ def _fuse(settings: FuseConfig) -> Fusion | Streamed:
                 f"--method {settings.method}{given} needs unlabelled inputs; give --data, or another method"
             )
         check_device(settings.device, chosen)
-    check_device(settings.device)
+    else:
+        check_device(settings.device)
     networks = gather_networks(settings.models, settings.networks)
     first = next(iter(networks.values()))
     example_input = make_input(settings.input, first, seed=settings.seed)
