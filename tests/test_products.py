@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+import weakref
 
 import pytest
 import torch
@@ -146,6 +148,20 @@ def test_hard_sweeps_end_once_no_more_than_the_settled_share_moves():
     short, converged = moved_by_sweep(0.02)
     assert converged
     assert short == whole[: first + 1]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_weights_go_with_the_ascent_that_held_them(count):
+    ascent = ascent_of("vgg11", count)
+    for space in ascent.structure.roots:
+        ascent.pool(space, InnerProduct()).scores(1)
+    gone = weakref.ref(ascent)
+    gc.disable()
+    try:
+        del ascent
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # -- spaces that do not touch one another ----------------------------------------------------------

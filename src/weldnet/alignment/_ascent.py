@@ -91,7 +91,10 @@ class Ascent:
     _totals: Totals = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._totals = Totals(self.tensor) if self.workspace is None else Totals(self.tensor, self.workspace.sums)
+        read = partial(
+            _values, self.stacks
+        )  # not a method of its own: all weights would wait for the garbage collector
+        self._totals = Totals(read) if self.workspace is None else Totals(read, self.workspace.sums)
 
     @property
     def moving(self) -> range:
@@ -100,7 +103,7 @@ class Ascent:
 
     def tensor(self, name: str, k: int) -> Tensor:
         """Return the values of network ``k`` in a tensor, as they enter scores."""
-        return self.stacks.one(name, k) if isinstance(self.stacks, StoredStacks) else self.stacks[name][k]
+        return _values(self.stacks, name, k)
 
     def pool(self, space: Space, kernel: Kernel) -> SpacePool:
         """Put together how all networks' units fit the universe, over all places of a space.
@@ -357,6 +360,10 @@ class Ascent:
         for k in self.moving:
             couplings[self.names[k]] = {s: Permutation(c[k - 1]) for s, c in self.couplings.items()}
         return Alignment({name: couplings[name] for name in names}, method, stats).relative_to(names[0])
+
+
+def _values(stacks: Mapping[str, Tensor], name: str, k: int) -> Tensor:
+    return stacks.one(name, k) if isinstance(stacks, StoredStacks) else stacks[name][k]
 
 
 def inside_blocks(structure: Structure, place: Place) -> frozenset[str]:
