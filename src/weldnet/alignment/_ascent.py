@@ -91,9 +91,8 @@ class Ascent:
     _totals: Totals = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        read = partial(
-            _values, self.stacks
-        )  # not a method of its own: all weights would wait for the garbage collector
+        # Not a method of its own: all weights would wait for the garbage collector.
+        read = partial(_values, self.stacks)
         self._totals = Totals(read) if self.workspace is None else Totals(read, self.workspace.sums)
 
     @property
