@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from weldnet.errors import UsageError
 
-__all__ = ["find_device", "send"]
+__all__ = ["find_device", "send", "state_home"]
 
 
 def find_device(device: str | torch.device | None) -> torch.device | None:
@@ -40,6 +41,11 @@ def _why(error: Exception) -> str:
     if str(error).startswith(("Expected one of", "Invalid device string")):
         return "there is none of that name"
     return textwrap.shorten(str(error).partition(". ")[0].rstrip("."), 120, placeholder="...")
+
+
+def state_home(state: Mapping[str, Tensor]) -> torch.device | None:
+    """Return where a network's tensors lie, by the first; None if it has none."""
+    return next((tensor.device for tensor in state.values()), None)
 
 
 def send(

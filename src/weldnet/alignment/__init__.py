@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weldnet._arrays import find_device
+from weldnet._arrays import find_device, state_home
 from weldnet._modules import bare, placed
 from weldnet.activations import Inputs
 from weldnet.alignment._auto import AUTO, Choice, Situation, choose_auto
@@ -116,7 +116,7 @@ def align(
     chosen, _ = resolve(method, has_data=data is not None, states=states.values(), **options)
     given = networks.values() if isinstance(networks, Mapping) else networks
     modules = {name: bare(n) for name, n in zip(states, given, strict=True) if isinstance(n, nn.Module)}
-    target = find_device(device) or _device_of(next(iter(states.values()), {}))
+    target = find_device(device) or state_home(next(iter(states.values()), {}))
     require_device(chosen, target)
     if chosen.needs_data and len(modules) == len(states):  # they run where everything else is computed
         modules = {name: placed(module, target) for name, module in modules.items()}
@@ -185,10 +185,6 @@ def named_states(networks: Networks) -> dict[str, Mapping[str, Tensor]]:
         state = bare(network).state_dict() if isinstance(network, nn.Module) else network
         states[name] = {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
     return states
-
-
-def _device_of(state: Mapping[str, Tensor]) -> torch.device | None:
-    return next((tensor.device for tensor in state.values()), None)
 
 
 def _letters(count: int) -> list[str]:

@@ -157,8 +157,7 @@ class Ascent:
         bricks = [brick for brick in whole if place in (brick.left, brick.right)]
         if self._pair:
             return BrickPool(place, bricks, self.couplings, self.tensor, rough=rough)
-        tree = {space.name for space in self.structure.tree(place.space)}
-        if self.structure.space(place.space).parent is not None or len(tree) > 1:
+        if len(self._family(place.space)) > 1:
             return None
         others = [brick.other(place) for brick in bricks]
         if any(other is not None and other.space == place.space for other in others):

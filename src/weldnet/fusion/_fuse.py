@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from weldnet._arrays import find_device
+from weldnet._arrays import find_device, state_home
 from weldnet._modules import bring, home, no_module
 from weldnet._shares import check_size
 from weldnet.activations import Inputs, held, unlabelled_batches
@@ -238,4 +238,4 @@ def _check_means(
         raise UsageError(f"{describe(method)} looks at activations and has not got unlabelled inputs; give data=")
     states = named_states(networks)
     state = states.get(into or "") or next(iter(states.values()), {})
-    require_device(method, device or next((tensor.device for tensor in state.values()), None))
+    require_device(method, device or state_home(state))
